@@ -1,0 +1,33 @@
+# make demo and make test each set everything up by themselves; see deploy/setup.sh.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+
+.PHONY: help setup demo serve test lint format bench
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+setup:
+	@deploy/setup.sh
+
+demo: setup  ## the main job on a sample document: upload, train, ask, delete
+	@.venv/bin/km demo
+
+serve: setup  ## the server on this machine (http://127.0.0.1:8321)
+	@.venv/bin/km serve
+
+test: setup  ## every test, on real parts
+	@$(PY) -m pytest
+
+lint: setup  ## ruff, mypy, import arrows
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+
+format: setup  ## let ruff format and mend
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+bench: setup  ## measure the demo; the last result is kept in benchmarks/results
+	@$(PY) -m benchmarks.demo

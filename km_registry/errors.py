@@ -1,0 +1,38 @@
+"""Errors of the registry. An exception's docstring is its default message."""
+
+from __future__ import annotations
+
+
+class KMError(Exception):
+    """Something in KM Server went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class NotFoundError(KMError):
+    """There is no such thing, or it is not yours."""
+
+
+class InvalidDocumentError(KMError):
+    """The document cannot be taken as it is."""
+
+
+class DocumentTooLargeError(InvalidDocumentError):
+    """The document is larger than this server takes."""
+
+
+class ConflictError(KMError):
+    """The request does not fit the state of things."""
+
+
+class StaleAttemptError(KMError):
+    """This attempt no longer owns its job: it was cancelled, deleted or taken over."""
+
+
+class ArtifactError(KMError):
+    """An artifact is missing, altered or not finite."""
+
+
+class BaseModelError(KMError):
+    """The base model cannot be found or read."""

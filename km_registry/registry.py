@@ -1,0 +1,211 @@
+"""The registry: one facade over records and files. Synchronous and thread-safe.
+
+Methods that take a principal ask `access.may`; the others are for the server and its workers. What is unknown
+and what is not allowed is the same NotFoundError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from km_registry.config import RegistrySettings
+from km_registry.events import Notifier, NullNotifier
+from km_registry.store import deletion, documents, jobs, publishing, users
+from km_registry.store.database import Database
+from km_registry.store.layout import Layout
+from km_registry.store.store import Store
+from km_registry.types import KM, Action, Document, Event, Job, JobState, Principal, Receipt, Stage, User
+
+
+class Registry:
+    """Users, documents, KMs, jobs, events and receipts of one data directory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @classmethod
+    def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:
+        """Open the registry, making directories and bringing the schema up to date as needed."""
+        layout = Layout(settings.data_dir)
+        layout.create()
+        database = Database(settings.effective_database_url)
+        try:
+            database.migrate()
+        except BaseException:
+            database.close()
+            raise
+        return cls(Store(settings, database, layout, notifier or NullNotifier()))
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        self._store.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Users
+
+    def ensure_admin(self) -> str | None:
+        """On the first start, create the administrator and return their secret; later None."""
+        return users.ensure_admin(self._store)
+
+    def create_user(self, name: str, *, is_admin: bool = False) -> tuple[User, str]:
+        """A new user and their API key's secret, of which only the SHA-256 is kept."""
+        return users.create_user(self._store, name, is_admin=is_admin)
+
+    def authenticate(self, secret: str) -> Principal | None:
+        """The principal whose secret this is."""
+        return users.authenticate(self._store, secret)
+
+    # Documents
+
+    def add_document(
+        self, principal: Principal, title: str, text: str, recipe: dict[str, Any] | None = None
+    ) -> tuple[Document, Job, bool]:
+        """Take a document in: the document, its job, and whether they are new.
+
+        The same text of the same owner gives the document there is. InvalidDocumentError and
+        DocumentTooLargeError say what to change; then, as after any failure, nothing is kept.
+        """
+        return documents.add(self._store, principal, title, text, recipe or {})
+
+    def get_document(self, principal: Principal, document_id: str, action: Action = Action.READ) -> Document:
+        """The document, if the principal may do this with it."""
+        return documents.get(self._store, principal, document_id, action)
+
+    def list_documents(
+        self, principal: Principal, *, limit: int = 100, before: str | None = None
+    ) -> list[Document]:
+        """The principal's documents, newest first; `before` is the last id of the page before."""
+        return documents.list_own(self._store, principal, limit, before)
+
+    def read_text(self, document_id: str) -> str:
+        """The document's text. ArtifactError when its file is missing or altered."""
+        return documents.read_text(self._store, document_id)
+
+    def job_of(self, document_id: str) -> Job:
+        """The document's latest job, also of a tombstoned one."""
+        return documents.job_of(self._store, document_id)
+
+    def km_of(self, document_id: str) -> KM | None:
+        """The document's latest published KM, also of a tombstoned one, which is how its KM is evicted."""
+        return documents.km_of(self._store, document_id)
+
+    def kms_of(self, principal: Principal) -> list[KM]:
+        """The latest KM of every document that the principal owns, newest first."""
+        return documents.kms_of_owner(self._store, principal)
+
+    def counts(self) -> tuple[int, dict[JobState, int]]:
+        """How many documents are kept, and how many jobs are in each state."""
+        return documents.counts(self._store)
+
+    def retrain(self, principal: Principal, document_id: str) -> Job:
+        """A new queued job after one that failed. ConflictError when one is unfinished or succeeded."""
+        return jobs.retrain(self._store, principal, document_id)
+
+    # Deletion
+
+    def tombstone(self, principal: Principal, document_id: str) -> Document:
+        """From here on the document is gone for everybody and its unfinished job is cancelled."""
+        return deletion.tombstone(self._store, principal, document_id)
+
+    def purge(self, document_id: str) -> dict[str, Any]:
+        """Remove all that was made of a tombstoned document; counts and bytes per kind. Idempotent.
+
+        No worker and no engine may be using its files any more. ConflictError when it is not tombstoned, or
+        when a long reader kept the database's log from being emptied (then purge again).
+        """
+        return deletion.purge(self._store, document_id)
+
+    def complete_deletion(self, document_id: str, purged: dict[str, Any]) -> Receipt:
+        """Write the receipt, kept apart from all content. ConflictError when it is not purged. Idempotent."""
+        return deletion.complete(self._store, document_id, purged)
+
+    def receipt(self, principal: Principal, document_id: str) -> Receipt:
+        """The receipt of a completed deletion, for the document's former owner."""
+        return deletion.receipt_of(self._store, principal, document_id)
+
+    def pending_deletions(self) -> list[Document]:
+        """Tombstoned documents that have no receipt yet; after a purge they have no title."""
+        return deletion.pending(self._store)
+
+    # Jobs. StaleAttemptError tells a worker that its attempt no longer owns the job: it must stop.
+
+    def job(self, job_id: str) -> Job:
+        """The job."""
+        return jobs.get(self._store, job_id)
+
+    def document_of(self, job_id: str) -> Document:
+        """The document that a job trains, for its worker; NotFoundError once it is deleted."""
+        return documents.of_job(self._store, job_id)
+
+    def job_recipe(self, job_id: str) -> dict[str, Any]:
+        """The recipe that was asked for when the document was uploaded."""
+        return jobs.recipe(self._store, job_id)
+
+    def claim(self, job_id: str) -> Job | None:
+        """Begin the job's next attempt; None when it is not queued any more."""
+        return jobs.claim(self._store, job_id)
+
+    def heartbeat(self, job_id: str, attempt: int) -> None:
+        """Say that the attempt is alive."""
+        jobs.heartbeat(self._store, job_id, attempt)
+
+    def progress(
+        self, job_id: str, attempt: int, stage: Stage, step: int, total_steps: int, **data: Any
+    ) -> None:
+        """Say how far the attempt is; `data` goes into the event as it is, and must quote no text."""
+        jobs.progress(
+            self._store, job_id, attempt, stage=stage, step=step, total_steps=total_steps, data=data
+        )
+
+    def fail(self, job_id: str, attempt: int, error: str) -> None:
+        """End the job with a reason for the user, cut at 2000 characters."""
+        jobs.fail(self._store, job_id, attempt, error)
+
+    def release(self, job_id: str, attempt: int) -> None:
+        """Put the job back into the queued state, for another attempt."""
+        jobs.release(self._store, job_id, attempt)
+
+    def publish(self, job_id: str, attempt: int, staged: Path, metrics: dict[str, Any]) -> KM:
+        """Verify a staged KM, move it into place and end the job, all or nothing.
+
+        `staged` lies in the data directory and has its manifest. ArtifactError refuses it and leaves it
+        there; StaleAttemptError removes it.
+        """
+        return publishing.publish(self._store, job_id, attempt, staged, metrics)
+
+    def unfinished_jobs(self, *, stale_after: float = 60.0) -> list[Job]:
+        """Jobs that wait for a worker, oldest first.
+
+        Running ones whose worker has been silent for `stale_after` seconds are put back; a job whose worker
+        vanished in every one of five attempts fails instead.
+        """
+        return jobs.unfinished(self._store, stale_after)
+
+    def cancelled(self, job_id: str, attempt: int) -> bool:
+        """Whether the attempt no longer owns the job."""
+        return jobs.cancelled(self._store, job_id, attempt)
+
+    # Events and files
+
+    def events_after(self, document_id: str, event_id: int = 0) -> list[Event]:
+        """The document's events after that one, oldest first."""
+        return jobs.events_after(self._store, document_id, event_id)
+
+    def work_dir(self, job_id: str) -> Path:
+        """The job's directory for what it writes on the way, made if needed; purged with the document."""
+        jobs.get(self._store, job_id)
+        directory = self._store.layout.work_dir(job_id)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return directory

@@ -1,0 +1,90 @@
+"""The database: how it is opened, brought to the present schema and written to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy.orm import Session
+
+from km_registry.errors import ConflictError
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+_WRITES = "km_writes"
+_BUSY_MS = 30_000
+#: Any constant of our own: who holds this lock in PostgreSQL is migrating.
+_MIGRATION_LOCK = 0x6B6D5F31
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own BEGIN comes too late and never before DDL; `_begin` issues it instead.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout={_BUSY_MS}",
+        "journal_mode=WAL",
+        "foreign_keys=ON",
+        # Deleted knowledge must not stay readable in free pages.
+        "secure_delete=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    # The write lock at once: a reader that turns writer may find its snapshot old and fail without waiting.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Database:
+    """Connections to one database, SQLite or PostgreSQL. Thread-safe."""
+
+    def __init__(self, url: str) -> None:
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        # Parameters hold titles; they must not appear in error messages and so in logs.
+        self.engine = create_engine(url, hide_parameters=True, pool_pre_ping=not self.is_sqlite)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "begin", _begin)
+        self._writer = self.engine.execution_options(**{_WRITES: True})
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest revision; safe when several processes do so at once."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with self._writer.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that only reads, from one snapshot."""
+        with Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session in one transaction: committed at the end, rolled back on any exception."""
+        with Session(self._writer) as session, session.begin():
+            yield session
+
+    def checkpoint(self) -> None:
+        """Empty SQLite's write-ahead log, which keeps old versions of pages. ConflictError when in use."""
+        if not self.is_sqlite:
+            return
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+        if busy:
+            raise ConflictError(
+                "the database is being read and its log still holds what was deleted; purge again in a moment"
+            )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()

@@ -1,0 +1,121 @@
+"""Deletion: tombstone (gone for everybody), purge (gone from disk), receipt (proof that holds no content).
+
+Each step can be repeated; a restart goes on with `pending`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from km_registry.access import may
+from km_registry.artifacts import purge_dir
+from km_registry.errors import ConflictError, NotFoundError
+from km_registry.store.rows import as_document, as_receipt, live_document
+from km_registry.store.store import Store, now
+from km_registry.tables import DocumentRow, EventRow, JobRow, KMRow, ReceiptRow
+from km_registry.types import Action, Document, JobState, Principal, Receipt
+
+
+def tombstone(store: Store, principal: Principal, document_id: str) -> Document:
+    """Take the document away from everybody and cancel its unfinished job, in one transaction."""
+    with store.transaction() as transaction:
+        session = transaction.session
+        row = live_document(session, document_id, lock=True)
+        document = as_document(row)
+        if not may(principal, Action.DELETE, document):
+            raise NotFoundError
+        row.deleted_at = now()
+        unfinished = select(JobRow).where(
+            JobRow.document_id == document_id, JobRow.state.in_([JobState.QUEUED, JobState.RUNNING])
+        )
+        for job in session.scalars(unfinished.with_for_update()):
+            job.state, job.finished_at = JobState.CANCELLED, now()
+            session.flush()
+            transaction.emit(document_id, job.id, "cancelled")
+    return document
+
+
+def purge(store: Store, document_id: str) -> dict[str, Any]:
+    """Remove everything that was made of a tombstoned document; what was removed, all runs together."""
+    with store.database.reading() as session:
+        receipt = session.get(ReceiptRow, document_id)
+        if receipt is not None:
+            return receipt.purged
+        _tombstoned(session, document_id)
+        jobs = session.scalars(select(JobRow.id).where(JobRow.document_id == document_id)).all()
+        reserved = session.scalars(select(JobRow.km_id).where(JobRow.document_id == document_id)).all()
+    files = {
+        "text_bytes": purge_dir(store.layout.document_dir(document_id)),
+        "adapter_bytes": sum(purge_dir(store.layout.km_dir(km_id)) for km_id in reserved if km_id),
+        "work_bytes": sum(purge_dir(store.layout.work_dir(job_id)) for job_id in jobs),
+    }
+    purged = _purge_rows(store, document_id, files)
+    store.database.checkpoint()
+    return purged
+
+
+def complete(store: Store, document_id: str, purged: dict[str, Any]) -> Receipt:
+    """Write the receipt and forget the document; the receipt there is, when it was written before."""
+    with store.transaction() as transaction:
+        session = transaction.session
+        existing = session.get(ReceiptRow, document_id)
+        if existing is not None:
+            return as_receipt(existing)
+        document = _tombstoned(session, document_id)
+        if document.sha256 or session.scalar(
+            select(JobRow.id).where(JobRow.document_id == document_id).limit(1)
+        ):
+            raise ConflictError(f"{document_id} is not purged; purge it before its receipt is written")
+        assert document.deleted_at is not None, "it is tombstoned"
+        receipt = ReceiptRow(
+            document_id=document_id,
+            owner_id=document.owner_id,
+            requested_at=document.deleted_at,
+            completed_at=now(),
+            purged=purged,
+        )
+        session.add(receipt)
+        session.delete(document)
+        return as_receipt(receipt)
+
+
+def receipt_of(store: Store, principal: Principal, document_id: str) -> Receipt:
+    """The receipt, for whom the document belonged to."""
+    with store.database.reading() as session:
+        row = session.get(ReceiptRow, document_id)
+        if row is None or row.owner_id != principal.user_id:
+            raise NotFoundError
+        return as_receipt(row)
+
+
+def pending(store: Store) -> list[Document]:
+    """Documents that are tombstoned and have no receipt, the longest waiting first."""
+    query = select(DocumentRow).where(DocumentRow.deleted_at.is_not(None)).order_by(DocumentRow.deleted_at)
+    with store.database.reading() as session:
+        return [as_document(row) for row in session.scalars(query)]
+
+
+def _tombstoned(session: Session, document_id: str) -> DocumentRow:
+    row = session.scalars(select(DocumentRow).where(DocumentRow.id == document_id)).one_or_none()
+    if row is None:
+        raise NotFoundError
+    if row.deleted_at is None:
+        raise ConflictError(f"{document_id} is not deleted; tombstone it before it is purged")
+    return row
+
+
+def _purge_rows(store: Store, document_id: str, files: dict[str, int]) -> dict[str, Any]:
+    with store.transaction() as transaction:
+        session = transaction.session
+        row = _tombstoned(session, document_id)
+        removed = dict(files)
+        for name, table in (("kms", KMRow), ("events", EventRow), ("jobs", JobRow)):
+            statement = delete(table).where(table.document_id == document_id).returning(table.document_id)
+            removed[name] = len(session.scalars(statement).all())
+        row.title, row.sha256, row.size_bytes = "", "", 0
+        # Added up in the row, so that a purge that was interrupted and run again still reports the whole.
+        row.purged = {kind: count + row.purged.get(kind, 0) for kind, count in removed.items()}
+        return row.purged

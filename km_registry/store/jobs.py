@@ -1,0 +1,184 @@
+"""Jobs. Changes of state are conditional updates, so that an attempt that lost its job can change nothing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from km_registry.access import may
+from km_registry.artifacts import purge_dir
+from km_registry.errors import ConflictError, NotFoundError, StaleAttemptError
+from km_registry.ids import new_id
+from km_registry.store.rows import as_document, as_event, as_job, find_job, latest_job, live_document
+from km_registry.store.store import Store, Transaction, now
+from km_registry.tables import EventRow, JobRow
+from km_registry.types import Action, Event, Job, JobState, Principal, Stage
+
+#: Attempts that may vanish without a word before the job is given up: it probably kills its worker.
+MAX_VANISHED_ATTEMPTS = 5
+_MAX_ERROR_CHARS = 2000
+
+
+def queue_job(transaction: Transaction, document_id: str, recipe: dict[str, Any]) -> Job:
+    """A new queued job, within the caller's transaction."""
+    row = JobRow(
+        id=new_id("job"),
+        document_id=document_id,
+        state=JobState.QUEUED,
+        attempt=0,
+        stage=Stage.WAITING,
+        step=0,
+        total_steps=0,
+        recipe=recipe,
+        created_at=now(),
+    )
+    transaction.session.add(row)
+    transaction.session.flush()
+    transaction.emit(document_id, row.id, "queued", {"attempt": 0})
+    return as_job(row)
+
+
+def retrain(store: Store, principal: Principal, document_id: str) -> Job:
+    """A new queued job with the last one's recipe; ConflictError unless that failed or was cancelled."""
+    try:
+        with store.transaction() as transaction:
+            document = live_document(transaction.session, document_id, lock=True)
+            if not may(principal, Action.TRAIN, as_document(document)):
+                raise NotFoundError
+            last = latest_job(transaction.session, document_id)
+            if last.state == JobState.SUCCEEDED:
+                raise ConflictError("the document has its KM already; there is nothing to train")
+            if not JobState(last.state).finished:
+                raise ConflictError("the document is being trained already; wait for the job to finish")
+            return queue_job(transaction, document_id, last.recipe)
+    except IntegrityError as error:
+        raise ConflictError("the document is being trained already; wait for the job to finish") from error
+
+
+def get(store: Store, job_id: str) -> Job:
+    """The job."""
+    with store.database.reading() as session:
+        return as_job(find_job(session, job_id))
+
+
+def recipe(store: Store, job_id: str) -> dict[str, Any]:
+    """How the job is to be trained."""
+    with store.database.reading() as session:
+        return find_job(session, job_id).recipe
+
+
+def claim(store: Store, job_id: str) -> Job | None:
+    """Begin the next attempt, if the job is still queued."""
+    with store.transaction() as transaction:
+        session = transaction.session
+        job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one_or_none()
+        if job is None or job.state != JobState.QUEUED:
+            return None
+        abandoned = job.km_id
+        job.state, job.attempt, job.km_id = JobState.RUNNING, job.attempt + 1, new_id("km")
+        job.started_at = job.heartbeat_at = now()
+        job.stage, job.step, job.total_steps = Stage.WAITING, 0, 0
+        claimed = as_job(job)
+    if abandoned is not None:
+        # An attempt that died between moving its KM into place and committing leaves it under this id.
+        purge_dir(store.layout.km_dir(abandoned))
+    return claimed
+
+
+def fenced_update(transaction: Transaction, job_id: str, attempt: int, **values: Any) -> JobRow:
+    """Change the running job's row; StaleAttemptError when the attempt does not own it."""
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING)
+        .values(heartbeat_at=now(), **values)
+        .returning(JobRow)
+    )
+    row = transaction.session.scalars(statement).one_or_none()
+    if row is None:
+        raise StaleAttemptError(f"attempt {attempt} no longer owns job {job_id}; stop working on it")
+    return row
+
+
+def heartbeat(store: Store, job_id: str, attempt: int) -> None:
+    """Say that the attempt is alive."""
+    with store.transaction() as transaction:
+        fenced_update(transaction, job_id, attempt)
+
+
+def progress(
+    store: Store,
+    job_id: str,
+    attempt: int,
+    *,
+    stage: Stage,
+    step: int,
+    total_steps: int,
+    data: dict[str, Any],
+) -> None:
+    """Say how far the attempt is."""
+    with store.transaction() as transaction:
+        row = fenced_update(
+            transaction, job_id, attempt, stage=Stage(stage), step=step, total_steps=total_steps
+        )
+        said = {**data, "stage": str(stage), "step": step, "total_steps": total_steps}
+        transaction.emit(row.document_id, job_id, "progress", said)
+
+
+def fail(store: Store, job_id: str, attempt: int, error: str) -> None:
+    """End the job with a reason."""
+    reason = error[:_MAX_ERROR_CHARS]
+    with store.transaction() as transaction:
+        row = fenced_update(
+            transaction, job_id, attempt, state=JobState.FAILED, error=reason, finished_at=now()
+        )
+        transaction.emit(row.document_id, job_id, "failed", {"error": reason})
+
+
+def release(store: Store, job_id: str, attempt: int) -> None:
+    """Put the job back into the queue."""
+    with store.transaction() as transaction:
+        row = fenced_update(transaction, job_id, attempt, state=JobState.QUEUED)
+        transaction.emit(row.document_id, job_id, "queued", {"attempt": attempt})
+
+
+def cancelled(store: Store, job_id: str, attempt: int) -> bool:
+    """Whether the attempt no longer owns the running job."""
+    owned = select(JobRow.id).where(
+        JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING
+    )
+    with store.database.reading() as session:
+        return session.scalar(owned) is None
+
+
+def unfinished(store: Store, stale_after: float) -> list[Job]:
+    """Queued jobs, oldest first, those put back whose worker has been silent for `stale_after` seconds."""
+    with store.transaction() as transaction:
+        _put_stale_back(transaction, stale_after)
+    query = select(JobRow).where(JobRow.state == JobState.QUEUED).order_by(JobRow.sequence)
+    with store.database.reading() as session:
+        return [as_job(row) for row in session.scalars(query)]
+
+
+def _put_stale_back(transaction: Transaction, stale_after: float) -> None:
+    silent_since = now() - timedelta(seconds=stale_after)
+    stale = select(JobRow).where(JobRow.state == JobState.RUNNING, JobRow.heartbeat_at < silent_since)
+    for job in transaction.session.scalars(stale.with_for_update()):
+        if job.attempt < MAX_VANISHED_ATTEMPTS:
+            job.state = JobState.QUEUED
+            transaction.emit(job.document_id, job.id, "queued", {"attempt": job.attempt})
+        else:
+            job.state, job.finished_at = JobState.FAILED, now()
+            job.error = (
+                f"its worker vanished in {job.attempt} attempts; look into the worker's log, then retry"
+            )
+            transaction.emit(job.document_id, job.id, "failed", {"error": job.error})
+
+
+def events_after(store: Store, document_id: str, event_id: int) -> list[Event]:
+    """What happened after that event, oldest first."""
+    query = select(EventRow).where(EventRow.document_id == document_id, EventRow.id > event_id)
+    with store.database.reading() as session:
+        return [as_event(row) for row in session.scalars(query.order_by(EventRow.id))]

@@ -1,0 +1,84 @@
+"""Publishing a KM: from a staged directory to a row that answers questions, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from km_registry import artifacts
+from km_registry.errors import ArtifactError, StaleAttemptError
+from km_registry.store.jobs import fenced_update
+from km_registry.store.rows import as_km, live_document
+from km_registry.store.store import Store, Transaction, now
+from km_registry.tables import KMRow
+from km_registry.types import KM, JobState, Stage
+
+
+def publish(store: Store, job_id: str, attempt: int, staged: Path, metrics: dict[str, Any]) -> KM:
+    """Verify the staged directory, move it into place and record it, all within the fence of the attempt."""
+    try:
+        manifest = artifacts.verify(staged, max_rank=store.settings.lora_rank)
+        return _publish_verified(store, job_id, attempt, staged, _finite(metrics), manifest)
+    except StaleAttemptError:
+        # The document may be deleted and purged by now: what was learned from it must go too.
+        artifacts.purge_dir(staged)
+        raise
+
+
+def _publish_verified(
+    store: Store, job_id: str, attempt: int, staged: Path, metrics: dict[str, Any], manifest: dict[str, Any]
+) -> KM:
+    moved: Path | None = None
+    try:
+        with store.transaction() as transaction:
+            row = _insert(transaction, job_id, attempt, metrics, manifest)
+            # Moved while the job's row is held: no claim, tombstone or purge can come between.
+            target = store.layout.km_dir(row.id)
+            moved = artifacts.move_into_place(staged, target)
+            return as_km(row, store.layout)
+    except BaseException:
+        if moved is not None:
+            artifacts.purge_dir(moved)
+        raise
+
+
+def _insert(
+    transaction: Transaction,
+    job_id: str,
+    attempt: int,
+    metrics: dict[str, Any],
+    manifest: dict[str, Any],
+) -> KMRow:
+    session = transaction.session
+    job = fenced_update(
+        transaction, job_id, attempt, state=JobState.SUCCEEDED, stage=Stage.DONE, finished_at=now()
+    )
+    document = live_document(session, job.document_id)
+    if (manifest["document_id"], manifest["document_sha256"]) != (document.id, document.sha256):
+        raise ArtifactError(
+            f"the manifest is of another document than {document.id}; stage this job's own KM"
+        )
+    assert job.km_id is not None, "claim reserves the id"
+    row = KMRow(
+        id=job.km_id,
+        document_id=document.id,
+        job_id=job_id,
+        attempt=attempt,
+        digest=artifacts.digest(manifest),
+        base_fingerprint=manifest["base_fingerprint"],
+        metrics=metrics,
+        created_at=now(),
+    )
+    session.add(row)
+    session.flush()
+    transaction.emit(document.id, job_id, "published", {"km_id": row.id, "metrics": metrics})
+    return row
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(metrics, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"the metrics are not finite JSON ({error}); give finite numbers only") from error
+    return metrics

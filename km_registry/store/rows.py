@@ -1,0 +1,91 @@
+"""From rows to records, and the look-ups that several parts share."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from km_registry.errors import NotFoundError
+from km_registry.store.layout import Layout
+from km_registry.tables import DocumentRow, EventRow, JobRow, KMRow, ReceiptRow, UserRow
+from km_registry.types import KM, Document, Event, Job, JobState, Receipt, Stage, User
+
+
+def as_user(row: UserRow) -> User:
+    """The record of a row."""
+    return User(row.id, row.name, row.is_admin, row.created_at)
+
+
+def as_document(row: DocumentRow) -> Document:
+    """The record of a row."""
+    return Document(row.id, row.owner_id, row.title, row.sha256, row.size_bytes, row.created_at)
+
+
+def as_job(row: JobRow) -> Job:
+    """The record of a row."""
+    return Job(
+        id=row.id,
+        document_id=row.document_id,
+        state=JobState(row.state),
+        attempt=row.attempt,
+        stage=Stage(row.stage),
+        step=row.step,
+        total_steps=row.total_steps,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        heartbeat_at=row.heartbeat_at,
+        error=row.error,
+    )
+
+
+def as_km(row: KMRow, layout: Layout) -> KM:
+    """The record of a row."""
+    return KM(
+        id=row.id,
+        engine_id=row.engine_id,
+        document_id=row.document_id,
+        job_id=row.job_id,
+        attempt=row.attempt,
+        digest=row.digest,
+        path=str(layout.km_dir(row.id)),
+        base_fingerprint=row.base_fingerprint,
+        created_at=row.created_at,
+        metrics=row.metrics,
+    )
+
+
+def as_event(row: EventRow) -> Event:
+    """The record of a row."""
+    return Event(row.id, row.document_id, row.job_id, row.kind, row.data, row.created_at)
+
+
+def as_receipt(row: ReceiptRow) -> Receipt:
+    """The record of a row."""
+    return Receipt(row.document_id, row.owner_id, row.requested_at, row.completed_at, row.purged)
+
+
+def live_document(session: Session, document_id: str, *, lock: bool = False) -> DocumentRow:
+    """The row of a document that is not deleted; NotFoundError otherwise."""
+    query = select(DocumentRow).where(DocumentRow.id == document_id, DocumentRow.deleted_at.is_(None))
+    row = session.scalars(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NotFoundError
+    return row
+
+
+def find_job(session: Session, job_id: str) -> JobRow:
+    """The row of a job; NotFoundError otherwise."""
+    row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}; its document may have been deleted")
+    return row
+
+
+def latest_job(session: Session, document_id: str) -> JobRow:
+    """The row of the document's latest job; NotFoundError otherwise."""
+    query = select(JobRow).where(JobRow.document_id == document_id).order_by(JobRow.sequence.desc()).limit(1)
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        raise NotFoundError
+    return row

@@ -1,0 +1,61 @@
+"""What every part of the registry works with: database, files, a transaction that announces its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from km_registry.config import RegistrySettings
+from km_registry.events import Notifier
+from km_registry.store.database import Database
+from km_registry.store.layout import Layout
+from km_registry.tables import EventRow
+
+
+def now() -> datetime:
+    """The present moment in UTC."""
+    return datetime.now(UTC)
+
+
+class Transaction:
+    """One transaction on the database, and the events that it will have made."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.events: list[EventRow] = []
+
+    def emit(self, document_id: str, job_id: str, kind: str, data: dict[str, Any] | None = None) -> None:
+        """Append an event.
+
+        Call it after the transaction has changed the job's row: holding that row is what keeps the
+        order of ids the order of commits.
+        """
+        row = EventRow(document_id=document_id, job_id=job_id, kind=kind, data=data or {}, created_at=now())
+        self.session.add(row)
+        self.events.append(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Database, files, notifier and limits of one registry."""
+
+    settings: RegistrySettings
+    database: Database
+    layout: Layout
+    notifier: Notifier
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Write; followers are woken only once it is committed."""
+        with self.database.writing() as session:
+            transaction = Transaction(session)
+            yield transaction
+            session.flush()
+            announced = [(event.document_id, event.id) for event in transaction.events]
+        for document_id, event_id in announced:
+            self.notifier.notify(document_id, event_id)

@@ -1,0 +1,143 @@
+"""What the registry keeps: users, documents, KMs, jobs, events, receipts. Plain frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Action(StrEnum):
+    """What a principal may want to do with a document."""
+
+    READ = "read"
+    ASK = "ask"
+    TRAIN = "train"
+    DELETE = "delete"
+
+
+class JobState(StrEnum):
+    """Life of a job; the job row is the truth, the queue only executes it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def finished(self) -> bool:
+        """Whether no worker will touch the job any more."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Stage(StrEnum):
+    """Where a running job is; the order is the order of the pipeline."""
+
+    WAITING = "waiting"
+    SYNTHESIS = "synthesis"
+    TEACHER = "teacher"
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    EXPORT = "export"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: a user, known by an API key."""
+
+    user_id: str
+    is_admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person or service that owns documents; `usr_…`."""
+
+    id: str
+    name: str
+    is_admin: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a user uploaded. The text lies in a file of the artifact store; `doc_…`."""
+
+    id: str
+    owner_id: str
+    title: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KM:
+    """A Knowledge Module: the published LoRA adapter of one document, immutable; `km_…`.
+
+    `engine_id` is a positive integer never reused, which the engine needs beside the name.
+    `path` is the adapter's PEFT directory.
+    """
+
+    id: str
+    engine_id: int
+    document_id: str
+    job_id: str
+    attempt: int
+    digest: str
+    path: str
+    base_fingerprint: str
+    created_at: datetime
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run for a document; `attempt` fences everything a worker may write."""
+
+    id: str
+    document_id: str
+    state: JobState
+    attempt: int
+    stage: Stage
+    step: int
+    total_steps: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    error: str | None = None
+
+    @property
+    def progress(self) -> str:
+        """One phrase for a person: how far the training is."""
+        if self.state is not JobState.RUNNING:
+            return str(self.state)
+        steps = f" {self.step}/{self.total_steps}" if self.total_steps else ""
+        return f"{self.stage}{steps}"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a document's job, in order of `id`. Quotes no document text."""
+
+    id: int
+    document_id: str
+    job_id: str
+    kind: str
+    data: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of a deletion: what was purged and when. Holds no content."""
+
+    document_id: str
+    owner_id: str
+    requested_at: datetime
+    completed_at: datetime
+    purged: dict[str, Any]

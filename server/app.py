@@ -1,0 +1,53 @@
+"""The HTTP application, put together from its parts. Whoever makes the parts also starts and stops them."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from server import middleware, problems
+from server.routes import answer, documents, health, openai, users
+from server.state import AppState
+
+__all__ = ["AppState", "create_app"]
+
+_DESCRIPTION = """\
+Documents become Knowledge Modules (KMs): small LoRA adapters that a base model answers from, with only the
+question in its prompt. Upload a document, follow its training, ask it, delete it and its knowledge is gone.
+
+Send your API key with every request: `Authorization: Bearer km_…`. Only you see your documents; what is not
+yours looks as if it did not exist. Every refusal is `{"error": {"message", "type", "param", "code"}}`, and
+its message says what to change.
+"""
+
+_TAGS = [
+    {"name": "documents", "description": "Upload, follow the training, delete."},
+    {"name": "answers", "description": "Ask a document."},
+    {"name": "OpenAI-compatible", "description": "For clients that speak OpenAI's completions."},
+    {"name": "users", "description": "For administrators."},
+    {"name": "operation", "description": "Health and metrics."},
+]
+
+
+def create_app(state: AppState) -> FastAPI:
+    """The application that serves from `state`."""
+    app = FastAPI(
+        title="KM Server",
+        version=version("km-server"),
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        # Described to those who have a key, by a route of our own; the pages need a network to load.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.km = state
+    problems.install(app)
+    for routes in (documents, answer, openai, users, health):
+        app.include_router(routes.router)
+    limit = partial(middleware.body_limit, max_document_bytes=state.settings.max_document_bytes)
+    app.add_middleware(middleware.BodyLimit, limit=limit)
+    app.add_middleware(middleware.RequestLog, metrics=state.metrics)
+    return app

@@ -1,0 +1,65 @@
+"""Who is calling. Asked anew for every request, so that a revoked key stops working at once."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
+
+from km_registry.types import Principal
+from server.callers import Caller, InternalService
+from server.errors import ForbiddenError, UnauthenticatedError
+from server.state import State
+
+_bearer = HTTPBearer(
+    scheme_name="API key",
+    description="An API key (`km_…`), printed at the first start or given by `POST /users`.",
+    auto_error=False,
+)
+
+
+async def caller(
+    request: Request,
+    state: State,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    """The caller behind the request's key. UnauthenticatedError without one, or with one that is unknown."""
+    if credentials is None:
+        raise UnauthenticatedError
+    secret = credentials.credentials
+    internal = state.settings.internal_key
+    if internal and hmac.compare_digest(secret.encode(), internal.encode()):
+        return InternalService()
+    principal = await run_in_threadpool(state.registry.authenticate, secret)
+    if principal is None:
+        raise UnauthenticatedError(
+            "This API key is not known here. Check it, or ask an administrator for one."
+        )
+    request.state.user_id = principal.user_id
+    return principal
+
+
+CallerDep = Annotated[Caller, Depends(caller)]
+
+
+async def user(found: CallerDep) -> Principal:
+    """The calling user. ForbiddenError for the internal key."""
+    if isinstance(found, InternalService):
+        raise ForbiddenError("The internal key may only call POST /v1/completions. Use a user's API key.")
+    return found
+
+
+UserDep = Annotated[Principal, Depends(user)]
+
+
+async def admin(found: UserDep) -> Principal:
+    """The calling administrator. ForbiddenError for anyone else."""
+    if not found.is_admin:
+        raise ForbiddenError("This needs an administrator's API key.")
+    return found
+
+
+AdminDep = Annotated[Principal, Depends(admin)]

@@ -1,0 +1,130 @@
+"""A small client of the HTTP API, as the command line and the demo use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from km_registry.errors import KMError
+
+
+class ClientError(KMError):
+    """The server refused, or could not be reached."""
+
+    def __init__(self, message: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event of a document's stream."""
+
+    kind: str
+    data: dict[str, Any]
+
+
+class Client:
+    """Talks to one server with one API key.
+
+    Every method raises ClientError, with the HTTP status when there was one.
+    """
+
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = 300.0) -> None:
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def add(self, title: str, text: str) -> dict[str, Any]:
+        """Upload a document; {document, job}."""
+        return self._json("POST", "/documents", json={"title": title, "text": text})
+
+    def documents(self) -> dict[str, Any]:
+        """Your documents, newest first."""
+        return self._json("GET", "/documents")
+
+    def document(self, document_id: str) -> dict[str, Any]:
+        """One document with its job."""
+        return self._json("GET", f"/documents/{document_id}")
+
+    def answer(self, document_id: str, question: str, **options: Any) -> dict[str, Any]:
+        """Ask a document; options are mode, max_tokens, temperature."""
+        return self._json(
+            "POST", "/answer", json={"document_id": document_id, "question": question, **options}
+        )
+
+    def delete(self, document_id: str) -> dict[str, Any]:
+        """Delete a document and everything made of it; the receipt."""
+        return self._json("DELETE", f"/documents/{document_id}")
+
+    def events(self, document_id: str) -> Iterator[ServerEvent]:
+        """What has happened to the document's job, then what happens, until the job is finished."""
+        path = f"/documents/{document_id}/events"
+        try:
+            # No timeout for reading: a job may be silent while it waits for its turn.
+            with self._http.stream("GET", path, timeout=httpx.Timeout(10.0, read=None)) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                yield from _events(response.iter_lines())
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise _refusal(response)
+        body: dict[str, Any] = response.json() if response.content else {}
+        return body
+
+    def _unreachable(self, error: httpx.TransportError) -> ClientError:
+        return ClientError(
+            f"No answer from {self._http.base_url} ({error}). Start it with `km serve`, or set KM_URL."
+        )
+
+
+def _refusal(response: httpx.Response) -> ClientError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    error = body.get("error") or body.get("detail") or response.reason_phrase
+    message = error.get("message", "") if isinstance(error, dict) else error
+    return ClientError(f"{message} (HTTP {response.status_code})", response.status_code)
+
+
+def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+    """The events of a text/event-stream. Comments (pings) and unknown fields are ignored, as it demands."""
+    kind, data = "message", list[str]()
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            kind = value
+        elif field == "data":
+            data.append(value)
+        elif not line and data:
+            yield ServerEvent(kind, json.loads("\n".join(data)))
+            kind, data = "message", []

@@ -1,0 +1,138 @@
+"""The one place that chooses which engine, queue, application and worker a server is made of.
+
+Heavy libraries are imported inside the functions: the supervisor calls them in threads, while the rest
+of the start goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from km_registry.base_model import EMBEDDED, BaseModel
+from km_registry.events import RedisNotifier
+from km_registry.jobs import JobQueue, RqJobQueue
+from km_registry.registry import Registry
+from server.config import ServerSettings
+from server.engine.base import Engine
+from server.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from server.state import AppState
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The registry, the queue of jobs, and the connections both use."""
+
+    registry: Registry
+    queue: JobQueue
+    redis: Redis
+    events: AsyncRedis
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.events.aclose()
+        self.registry.close()
+        self.redis.close()
+
+
+def open_records(settings: ServerSettings, redis_url: str) -> Records:
+    """Open the registry (its tables are made or migrated) and the queue. Blocking."""
+    redis = Redis.from_url(redis_url)
+    registry = Registry.open(settings, RedisNotifier(redis))
+    return Records(registry, RqJobQueue(redis), redis, AsyncRedis.from_url(redis_url))
+
+
+def preload(settings: ServerSettings) -> None:
+    """Import what takes seconds to import. Blocking."""
+    import transformers  # noqa: F401
+
+    if settings.engine == "vllm":
+        import server.engine.vllm_engine
+    import server.app  # noqa: F401
+
+
+def load_tokenizer(model: BaseModel) -> Tokenizer:
+    """The base model's tokenizer. Blocking."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model.path)
+    return tokenizer
+
+
+def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer) -> Engine:
+    """The engine that the settings name, not started yet."""
+    if settings.engine == "scripted":
+        from server.engine.scripted import ScriptedEngine
+
+        return ScriptedEngine(tokenizer, max_model_len=settings.max_model_len)
+    from server.engine.vllm_engine import EngineConfig, VllmEngine
+
+    return VllmEngine(
+        EngineConfig(
+            model=model.path,
+            max_model_len=settings.max_model_len,
+            max_loras=settings.max_loras,
+            max_cpu_loras=settings.max_cpu_loras,
+            max_lora_rank=settings.lora_rank,
+            kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
+        )
+    )
+
+
+def make_state(
+    settings: ServerSettings, records: Records, model: BaseModel, engine: Engine, tokenizer: Tokenizer
+) -> AppState:
+    """What the HTTP application serves from."""
+    from server.state import AppState
+
+    return AppState(
+        settings=settings,
+        registry=records.registry,
+        queue=records.queue,
+        redis=records.events,
+        engine=engine,
+        tokenizer=tokenizer,
+        base_model=model,
+    )
+
+
+def make_app(state: AppState) -> FastAPI:
+    """The HTTP application."""
+    from server.app import create_app
+
+    return create_app(state)
+
+
+def worker_command() -> Sequence[str]:
+    """How a worker is started. A process of its own: the server imports nothing of the trainer."""
+    return (sys.executable, "-m", "trainer_worker")
+
+
+def worker_environment(
+    settings: ServerSettings, *, redis_url: str, server_url: str, model: BaseModel
+) -> dict[str, str]:
+    """What a worker must know of this server."""
+    embedded = settings.base_model == EMBEDDED
+    own = settings.generator_url is None
+    return {
+        "KM_DATA_DIR": str(settings.data_dir),
+        "KM_DATABASE_URL": settings.effective_database_url,
+        "REDIS_URL": redis_url,
+        "KM_REDIS_URL": redis_url,
+        "KM_GENERATOR_URL": f"{server_url}/v1" if own else str(settings.generator_url),
+        "KM_GENERATOR_KEY": settings.internal_key if own else settings.generator_key or "",
+        # The path that this server uses: a hub id could mean newer weights a moment later.
+        "KM_BASE_MODEL": EMBEDDED if embedded else str(model.path),
+        "KM_LORA_RANK": str(settings.lora_rank),
+        "KM_MAX_DOCUMENT_BYTES": str(settings.max_document_bytes),
+        "PYTHONUNBUFFERED": "1",
+    }

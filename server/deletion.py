@@ -1,0 +1,102 @@
+"""Deletion: close the document, stop its training, let its answers finish, evict, purge, give a receipt."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy.exc import OperationalError
+from starlette.concurrency import run_in_threadpool
+
+from km_registry.errors import ConflictError, NotFoundError
+from km_registry.jobs import JobQueue
+from km_registry.registry import Registry
+from km_registry.types import Document, Principal, Receipt
+from server.answering import adapter_of
+from server.engine.base import Engine, EngineUnavailableError
+from server.errors import DeletionPendingError
+from server.in_flight import InFlight
+
+_log = structlog.get_logger(__name__)
+
+#: What may be away or busy for a while; a later `resume` then finds it again.
+_PASSING = (EngineUnavailableError, RedisError, OperationalError, ConflictError, OSError)
+
+
+class Deletions:
+    """Forgets documents. Once begun, a deletion goes on without its client, and after a restart."""
+
+    def __init__(self, registry: Registry, queue: JobQueue, engine: Engine, in_flight: InFlight) -> None:
+        self._registry = registry
+        self._queue = queue
+        self._engine = engine
+        self._in_flight = in_flight
+        self._running: dict[str, asyncio.Task[Receipt]] = {}
+
+    async def forget(self, principal: Principal, document_id: str) -> Receipt:
+        """Delete a document and everything made of it. From the first step on it is 404 for everybody.
+
+        Raises:
+            NotFoundError: there is no such document, or it is not theirs.
+            DeletionPendingError: the queue, the engine or the database is away; `resume` completes it.
+        """
+        document = await run_in_threadpool(self._registry.tombstone, principal, document_id)
+        try:
+            return await self._completed(document)
+        except _PASSING as error:
+            raise DeletionPendingError from error
+
+    async def resume(self) -> int:
+        """Complete the deletions that were begun and have no receipt; returns how many were completed.
+
+        One that cannot be completed now is logged and left for the next call.
+        """
+        completed = 0
+        for document in await run_in_threadpool(self._registry.pending_deletions):
+            try:
+                await self._completed(document)
+            except _PASSING as error:
+                _log.warning("deletion not completed", document_id=document.id, error=type(error).__name__)
+            else:
+                completed += 1
+        return completed
+
+    async def settled(self) -> None:
+        """Wait for the deletions that are running, for a server that stops. Failures are logged."""
+        if self._running:
+            await asyncio.wait(self._running.values())
+
+    async def _completed(self, document: Document) -> Receipt:
+        task = self._running.get(document.id)
+        if task is None:
+            task = asyncio.create_task(self._complete(document), name=f"forget {document.id}")
+            self._running[document.id] = task
+            task.add_done_callback(lambda done: self._finished(document.id, done))
+        # The client may go away; the deletion goes on.
+        return await asyncio.shield(task)
+
+    def _finished(self, document_id: str, task: asyncio.Task[Receipt]) -> None:
+        del self._running[document_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("deletion interrupted", document_id=document_id, error=type(error).__name__)
+
+    async def _complete(self, document: Document) -> Receipt:
+        await self._stop_training(document.id)
+        await self._in_flight.drain(document.id)
+        evicted = await self._evict(document.id)
+        purged = await run_in_threadpool(self._registry.purge, document.id)
+        receipt = await run_in_threadpool(self._registry.complete_deletion, document.id, purged)
+        _log.info("document deleted", document_id=document.id, evicted=evicted)
+        return receipt
+
+    async def _stop_training(self, document_id: str) -> None:
+        try:
+            job = await run_in_threadpool(self._registry.job_of, document_id)
+        except NotFoundError:
+            return  # Purged before a restart: only the receipt is missing.
+        await run_in_threadpool(self._queue.stop, job.id)
+
+    async def _evict(self, document_id: str) -> bool:
+        km = await run_in_threadpool(self._registry.km_of, document_id)
+        return km is not None and await self._engine.evict(adapter_of(km))

@@ -1,0 +1,226 @@
+"""`km demo`: the main job on the sample document, with a server of its own, from upload to receipt."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from server.demo_scoring import Scorer
+from server.memory import MemoryWatch
+
+MODES = ("base", "icl", "km")
+_MAX_TOKENS = 32
+_START_TIMEOUT_S = 300.0
+
+
+class DemoError(Exception):
+    """The demo could not be carried through."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """The document and its questions."""
+
+    title: str
+    text: str
+    questions: list[dict[str, Any]]
+
+
+def main(recipe: dict[str, Any] | None = None) -> int:
+    """Run the demo and print its table and its JSON line; 0 when everything held."""
+    console = Console()
+    try:
+        figures = run(console, recipe or {})
+    except DemoError as error:
+        console.print(f"[red]The demo stopped: {error}[/red]")
+        return 1
+    console.print(json.dumps(figures), soft_wrap=True, highlight=False, markup=False)
+    return 0 if figures["after_delete"] == "404" and figures["base_unchanged"] else 1
+
+
+def run(console: Console, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The whole story on a server with a fresh data directory; returns the figures.
+
+    Raises:
+        DemoError: the server did not start, or the training failed.
+    """
+    sample = load_sample()
+    with tempfile.TemporaryDirectory(prefix="km-demo-") as directory, _server(Path(directory)) as server:
+        url, key, watch = server
+        with httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=httpx.Timeout(600.0)
+        ) as http:
+            figures = _story(http, Scorer.for_data_dir(http, Path(directory)), sample, recipe, console)
+        figures["peak_rss_gb"] = round(watch.peak_bytes / 2**30, 2)
+    return figures
+
+
+def load_sample() -> Sample:
+    """The sample document that lies in the package."""
+    folder = files("server") / "samples"
+    heading, _, text = (folder / "demo.md").read_text(encoding="utf-8").partition("\n")
+    lines = (folder / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    return Sample(heading.lstrip("# ").strip(), text.strip(), [json.loads(line) for line in lines])
+
+
+def is_right(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether one of the accepted answers stands in the answer, word by word, whatever its case."""
+    said = f" {_words(answer)} "
+    return any(f" {_words(one)} " in said for one in accepted)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _story(
+    http: httpx.Client, scorer: Scorer, sample: Sample, recipe: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    questions = [question["question"] for question in sample.questions]
+    before = scorer.base_tokens(questions, _MAX_TOKENS)
+    uploaded = _checked(
+        http.post("/documents", json={"title": sample.title, "text": sample.text, "recipe": recipe})
+    )
+    document_id = uploaded["document"]["id"]
+    console.print(f"\nUploaded [bold]{sample.title}[/bold] as {document_id}; its KM is being trained.")
+    seconds = _watch_training(http, document_id, console)
+    km = _checked(http.get(f"/documents/{document_id}"))["km"]
+
+    console.print(f"Trained in {seconds:.0f} s. Asking {len(questions)} questions in three ways …")
+    answers = {mode: [_ask(http, document_id, one, mode) for one in questions] for mode in MODES}
+    nll = scorer.answer_nll(document_id, sample.title, sample.text, sample.questions)
+    console.print(_table(sample, answers))
+
+    receipt = _checked(http.delete(f"/documents/{document_id}"))
+    console.print(f"Deleted; the receipt says what was purged: {json.dumps(receipt['purged'])}")
+    gone = http.post("/answer", json={"document_id": document_id, "question": questions[0]}).status_code
+    console.print(f"Asked again: {gone}. Asking the base model the same questions again …")
+    after = scorer.base_tokens(questions, _MAX_TOKENS)
+    right = {
+        mode: sum(
+            is_right(given["answer"], asked["answers"])
+            for given, asked in zip(answers[mode], sample.questions, strict=True)
+        )
+        for mode in MODES
+    }
+    return {
+        "train_seconds": round(seconds, 1),
+        "recovered": km["metrics"]["recovered"],
+        "questions": len(questions),
+        **{f"right_{mode}": right[mode] for mode in MODES},
+        **{f"nll_{mode}": round(nll[mode], 3) for mode in MODES},
+        "prompt_tokens_icl": _mean_prompt(answers["icl"]),
+        "prompt_tokens_km": _mean_prompt(answers["km"]),
+        "after_delete": str(gone),
+        "base_unchanged": before == after,
+    }
+
+
+def _mean_prompt(answers: list[dict[str, Any]]) -> float:
+    tokens: int = sum(answer["prompt_tokens"] for answer in answers)
+    return round(tokens / len(answers), 1)
+
+
+def _ask(http: httpx.Client, document_id: str, question: str, mode: str) -> dict[str, Any]:
+    body = {"document_id": document_id, "question": question, "mode": mode, "max_tokens": _MAX_TOKENS}
+    return _checked(http.post("/answer", json=body))
+
+
+def _checked(response: httpx.Response) -> dict[str, Any]:
+    if response.is_error:
+        raise DemoError(f"{response.request.method} {response.request.url.path}: {response.text[:500]}")
+    parsed: dict[str, Any] = response.json()
+    return parsed
+
+
+def _watch_training(http: httpx.Client, document_id: str, console: Console) -> float:
+    """Show the training as it goes; seconds from upload to publication."""
+    began = time.monotonic()
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, TaskID] = {}
+        for kind, data in _events(http, document_id):
+            if kind == "progress":
+                _show(progress, tasks, data)
+            elif kind == "published":
+                return time.monotonic() - began
+            elif kind in ("failed", "cancelled"):
+                raise DemoError(f"the training ended as {kind}: {data.get('error', 'no reason given')}")
+    raise DemoError("the server ended the event stream before the training was over")
+
+
+def _show(progress: Progress, tasks: dict[str, TaskID], data: dict[str, Any]) -> None:
+    stage, step, total = data["stage"], data["step"], data["total_steps"]
+    if stage not in tasks:
+        for task in tasks.values():
+            progress.update(task, total=1, completed=1)
+        tasks[stage] = progress.add_task(stage, total=total or None, note="")
+    note = f"{step}/{total}" if total else ""
+    if "loss" in data:
+        note += f"  loss {data['loss']:.3f}"
+    if "seconds_left" in data:
+        note += f"  {data['seconds_left']:.0f} s left"
+    progress.update(tasks[stage], completed=step if total else 0, note=note)
+
+
+def _events(http: httpx.Client, document_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with http.stream("GET", f"/documents/{document_id}/events") as response:
+        kind = ""
+        for line in response.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                yield kind, json.loads(value)
+
+
+def _table(sample: Sample, answers: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table("question", *MODES, show_lines=True)
+    for number, question in enumerate(sample.questions):
+        cells = []
+        for mode in MODES:
+            text = answers[mode][number]["answer"].replace("\n", " ")
+            style = "green" if is_right(text, question["answers"]) else "dim"
+            cells.append(f"[{style}]{_escaped(text)}[/{style}]")
+        table.add_row(f"{_escaped(question['question'])}\n→ {_escaped(question['answers'][0])}", *cells)
+    return table
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@contextmanager
+def _server(directory: Path) -> Iterator[tuple[str, str, MemoryWatch]]:
+    """A server of our own on a free port; (url, admin key, its memory)."""
+    ready = directory / "ready.json"
+    command = [sys.executable, "-m", "server", "serve", "--port=0", f"--data-dir={directory / 'data'}"]
+    with subprocess.Popen([*command, f"--ready-file={ready}"]) as process, MemoryWatch(process.pid) as watch:
+        try:
+            deadline = time.monotonic() + _START_TIMEOUT_S
+            while not ready.exists():
+                if process.poll() is not None:
+                    raise DemoError("the server did not start; what it said stands above")
+                if time.monotonic() > deadline:
+                    raise DemoError(f"the server was not ready within {_START_TIMEOUT_S:.0f} s")
+                time.sleep(0.1)  # another process writes the file: there is nothing here to await
+            started = json.loads(ready.read_text())
+            yield started["url"], started["admin_key"], watch
+        finally:
+            process.terminate()
+            process.wait()

@@ -1,0 +1,145 @@
+"""vLLM's CPU LoRA operator, replaced: the stock one applies the last adapter to rows of the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from server.engine.masked_lora import (
+    BatchPlan,
+    add_lora,
+    add_rows,
+    check_rows,
+    merge_slices,
+    plan_batch,
+    take_rows,
+)
+
+
+class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is untyped here
+    """Applies each row's own adapter and nothing to rows without one.
+
+    The batch is planned once in `update_metadata`, not in each of a model's layers.
+    """
+
+    def __init__(
+        self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs: Any
+    ) -> None:
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        self._tokens: BatchPlan = plan_batch(())
+        self._samples: BatchPlan = plan_batch(())
+        # Keyed by identity: a layer hands in the same tuple at every call, and holding it keeps its id taken.
+        self._joined: dict[int, tuple[Sequence[Tensor], Tensor, Tensor]] = {}
+
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
+    ) -> None:
+        """Take over the adapters of the next batch's rows."""
+        super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
+        self._tokens = plan_batch(self.token_lora_indices.tolist())
+        self._samples = plan_batch(self.sampler_indices.tolist())
+
+    def add_lora_linear(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        lora_b_stacked: tuple[Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[Tensor, ...] | None = None,  # noqa: ARG002  (vLLM's signature)
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Add the deltas of a linear layer, packed or not, to y in place."""
+        if not self._tokens.groups:
+            return
+        known = self._joined.get(id(lora_a_stacked))
+        if known is None:
+            if output_slices != tuple(b.shape[2] for b in lora_b_stacked):
+                raise RuntimeError(
+                    f"LoRA weights of sizes {[b.shape[2] for b in lora_b_stacked]} for output slices "
+                    f"{output_slices}: this model's layers are not supported by server.engine.cpu_lora."
+                )
+            known = (lora_a_stacked, *merge_slices(lora_a_stacked, lora_b_stacked))
+            self._joined[id(lora_a_stacked)] = known
+        _, a, b = known
+        add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, self._tokens, scale)
+
+    def add_shrink(
+        self,
+        y: tuple[Tensor, ...] | Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        scale: float,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """First half of add_lora_linear, for layers that communicate in between."""
+        if not self._tokens.groups:
+            return
+        x = x.view(-1, x.shape[-1])
+        check_rows(self._tokens, x)
+        for i, a in enumerate(lora_a_stacked):
+            for group in self._tokens.groups:
+                hidden = torch.mm(take_rows(x, group), a[group.slot, 0].float().t())
+                add_rows(y[i].view(-1, y[i].shape[-1]), group, hidden, scale)
+
+    def add_expand(
+        self,
+        y: Tensor,
+        x: tuple[Tensor, ...] | Tensor,
+        lora_b_stacked: tuple[Tensor, ...],
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Second half of add_lora_linear. Without `add_inputs` the rows with an adapter are overwritten."""
+        if not self._tokens.groups:
+            return
+        y = y.view(-1, y.shape[-1])
+        offset = offset_start
+        for i, (b, width) in enumerate(zip(lora_b_stacked, output_slices, strict=True)):
+            self._expand(y[:, offset : offset + width], x[i], b.squeeze(1), add_inputs=add_inputs)
+            offset += width
+
+    def add_lora_embedding(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_b_stacked: Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Second half for an embedding layer, whose first half is a table."""
+        if self._tokens.groups:
+            self._expand(y.view(-1, y.shape[-1]), x, lora_b_stacked.squeeze(1), add_inputs=add_inputs)
+
+    def _expand(self, y: Tensor, x: Tensor, b: Tensor, *, add_inputs: bool) -> None:
+        x = x.view(-1, x.shape[-1])
+        check_rows(self._tokens, x)
+        for group in self._tokens.groups:
+            if not add_inputs:
+                rows = slice(group.start, group.stop) if group.index is None else group.index
+                y[rows] = 0
+            add_rows(y, group, torch.mm(take_rows(x, group), b[group.slot].float().t()))
+
+    def add_lora_logits(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        *,
+        buffer: Tensor | None = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Add the deltas of an adapted output head to the logits in place."""
+        if self._samples.groups:
+            a, b = lora_a_stacked.squeeze(1), lora_b_stacked.squeeze(1)
+            add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, self._samples, scale)

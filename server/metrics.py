@@ -1,0 +1,62 @@
+"""What Prometheus may scrape. One registry for each server, so that two in a process do not mix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from km_registry.types import JobState
+
+_MILLISECONDS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, float("inf"))
+
+
+class Metrics:
+    """Counters and gauges of one server. No label holds anything that a client wrote."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "km_http_requests",
+            "HTTP requests that were answered.",
+            ("method", "route", "status"),
+            registry=self.registry,
+        )
+        self._answer_milliseconds = Histogram(
+            "km_answer_milliseconds",
+            "Time from a question's arrival to its whole answer.",
+            ("mode",),
+            buckets=_MILLISECONDS,
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "km_tokens",
+            "Tokens read (prompt) and written (completion).",
+            ("mode", "kind"),
+            registry=self.registry,
+        )
+        self._documents = Gauge("km_documents", "Documents that are kept.", registry=self.registry)
+        self._jobs = Gauge("km_jobs", "Jobs by state.", ("state",), registry=self.registry)
+
+    def request(self, method: str, route: str, status: int) -> None:
+        """Count one HTTP request by its route's template."""
+        self._requests.labels(method, route, str(status)).inc()
+
+    def answer(self, mode: str, milliseconds: float) -> None:
+        """Count one answer and its time."""
+        self._answer_milliseconds.labels(mode).observe(milliseconds)
+
+    def tokens(self, mode: str, prompt: int, completion: int) -> None:
+        """Count the tokens of one answer or completion."""
+        self._tokens.labels(mode, "prompt").inc(prompt)
+        self._tokens.labels(mode, "completion").inc(completion)
+
+    def kept(self, documents: int, jobs: Mapping[JobState, int]) -> None:
+        """Set how many documents there are now, and how many jobs in each state."""
+        self._documents.set(documents)
+        for state in JobState:
+            self._jobs.labels(state).set(jobs.get(state, 0))
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)

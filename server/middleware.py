@@ -1,0 +1,107 @@
+"""Around every request: a bound on its body, a log line and a count. Plain ASGI, so that streams pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import BodyTooLargeError
+from server.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+_KIB = 1024
+_MULTIPART_OVERHEAD = 64 * _KIB
+#: One byte of UTF-8 may be six in JSON: \u0001.
+_JSON_EXPANSION = 6
+
+
+def body_limit(scope: Scope, max_document_bytes: int) -> tuple[int, str]:
+    """Most bytes that a request's body may have, and what to do about a larger one."""
+    if scope["path"] == "/documents":
+        is_json = Headers(scope=scope).get("content-type", "").startswith("application/json")
+        bound = max_document_bytes * (_JSON_EXPANSION if is_json else 1) + _MULTIPART_OVERHEAD
+        return bound, (
+            f"The document is larger than the {max_document_bytes} bytes that this server takes. "
+            "Send it in parts, or have KM_MAX_DOCUMENT_BYTES raised."
+        )
+    bound = 8 * _KIB * _KIB if scope["path"].startswith("/v1/") else _KIB * _KIB
+    return (
+        bound,
+        f"The request's body is larger than the {bound} bytes that this route takes. Send less at once.",
+    )
+
+
+class BodyLimit:
+    """Ends the reading of a body that is too large: before its first byte when its length is declared."""
+
+    def __init__(self, app: ASGIApp, limit: Callable[[Scope], tuple[int, str]]) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a bounded `receive`."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        bound, message = self._limit(scope)
+        declared = Headers(scope=scope).get("content-length", "")
+        read = int(declared) if declared.isdecimal() and int(declared) > bound else 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            # Raised here and not answered here, so that a missing key is still the first thing refused.
+            if read > bound:
+                raise BodyTooLargeError(message)
+            part = await receive()
+            read += len(part.get("body", b""))
+            if read > bound:
+                raise BodyTooLargeError(message)
+            return part
+
+        await self._app(scope, bounded, send)
+
+
+class RequestLog:
+    """Logs and counts requests by route template. Never their content, query or key."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note how it ended."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            self._note(scope, status, (time.perf_counter() - began) * 1000)
+
+    def _note(self, scope: Scope, status: int, milliseconds: float) -> None:
+        # A path that no route has is the client's text, and unbounded as a label.
+        route = getattr(scope.get("route"), "path", "(none)")
+        self._metrics.request(scope["method"], route, status)
+        _log.info(
+            "request",
+            method=scope["method"],
+            route=route,
+            status=status,
+            milliseconds=round(milliseconds, 1),
+            user_id=scope.get("state", {}).get("user_id"),
+            document_id=scope.get("path_params", {}).get("document_id") if status < 400 else None,
+        )

@@ -1,0 +1,184 @@
+"""The one map from exceptions to HTTP: which status each refusal has, and the shape of every error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from km_registry import errors as registry
+from server import errors as http
+from server.engine.base import EngineUnavailableError
+from server.schemas import ErrorOut
+
+_log = structlog.get_logger(__name__)
+
+_NOT_FOUND = (
+    "There is no such thing here, or it is not yours. Check the id, or list yours with GET /documents."
+)
+_RETRY = {"Retry-After": "5"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """How an exception looks from outside. `message` None says what the exception says."""
+
+    status: int
+    type: str
+    code: str | None = None
+    message: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Looked up along the exception's classes, so a subclass may have its own line or share its parent's.
+PROBLEMS: Mapping[type[Exception], Problem] = {
+    http.UnauthenticatedError: Problem(
+        401, "authentication_error", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+    ),
+    http.ForbiddenError: Problem(403, "permission_error", "forbidden"),
+    # Always the same words: whether a thing exists is its owner's business.
+    registry.NotFoundError: Problem(404, "not_found_error", "not_found", _NOT_FOUND),
+    registry.ConflictError: Problem(409, "conflict_error", "conflict"),
+    http.NotTrainedError: Problem(409, "conflict_error", "km_not_trained"),
+    registry.StaleAttemptError: Problem(409, "conflict_error", "stale_attempt"),
+    registry.DocumentTooLargeError: Problem(413, "invalid_request_error", "too_large"),
+    registry.InvalidDocumentError: Problem(422, "invalid_request_error", "invalid_document"),
+    http.UnreadableTextError: Problem(400, "invalid_request_error", "not_utf8"),
+    http.UnsupportedTypeError: Problem(415, "invalid_request_error", "unsupported_type"),
+    http.InvalidRequestError: Problem(422, "invalid_request_error", "invalid_field"),
+    http.PromptTooLongError: Problem(422, "invalid_request_error", "context_length_exceeded"),
+    http.ClientGoneError: Problem(499, "invalid_request_error", "client_gone"),
+    ClientDisconnect: Problem(499, "invalid_request_error", "client_gone", "The client went away."),
+    EngineUnavailableError: Problem(503, "server_error", "engine_unavailable", headers=_RETRY),
+    http.DeletionPendingError: Problem(503, "server_error", "deletion_pending", headers=_RETRY),
+    registry.ArtifactError: Problem(500, "server_error", "artifact_damaged"),
+    RedisError: Problem(
+        503,
+        "server_error",
+        "queue_unavailable",
+        "The job queue cannot be reached. Try again in a moment.",
+        _RETRY,
+    ),
+    OperationalError: Problem(
+        503,
+        "server_error",
+        "database_unavailable",
+        "The database is busy or away. Try again in a moment.",
+        _RETRY,
+    ),
+}
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+def install(app: FastAPI) -> None:
+    """Have the app answer every exception in the one shape."""
+    for error in PROBLEMS:
+        app.add_exception_handler(error, _mapped)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may refuse with these statuses, beside 401."""
+    return {status: {"model": ErrorOut, "description": _MEANINGS[status]} for status in (401, *statuses)}
+
+
+_MEANINGS = {
+    400: "The body cannot be read: not UTF-8, or not the type that it says it is",
+    401: "No API key, or one that is not known",
+    403: "This key may not do that",
+    404: "There is no such thing, or it is not yours",
+    409: "It does not fit the state of things; the message says which state that is",
+    413: "Larger than this server takes",
+    415: "A type of file that is not taken",
+    422: "A field cannot be taken as it is; the message names it",
+    503: "Something that is needed is not running; try again",
+}
+
+
+def problem(
+    status: int,
+    type_: str,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error response in OpenAI's shape, which every route shares."""
+    body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+async def _mapped(_: Request, error: Exception) -> JSONResponse:
+    found = next(PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS)
+    if found.status >= 500:
+        _log.warning("unavailable", error=type(error).__name__)
+    message = found.message if found.message is not None else str(error)
+    param = getattr(error, "param", None)
+    return problem(found.status, found.type, message, code=found.code, param=param, headers=found.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = error.errors()
+    message = "; ".join(_line(one) for one in errors[:3])
+    param = _field(errors[0]["loc"]) if errors else None
+    return problem(422, "invalid_request_error", message, code="invalid_field", param=param)
+
+
+def _line(error: Mapping[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return f"The body is not valid JSON ({error.get('ctx', {}).get('error', 'it cannot be parsed')})."
+    field_name = _field(error["loc"])
+    if field_name is None:
+        return "The body must be a JSON object, sent as Content-Type: application/json."
+    if error["type"] == "extra_forbidden":
+        return f"{field_name}: there is no such field. Leave it out or correct its name."
+    # Pydantic's message may carry what a validator said, never the value that was sent.
+    return f"{field_name}: {error['msg']}."
+
+
+def _field(location: Sequence[str | int]) -> str | None:
+    places = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
+    return ".".join(str(place) for place in places) or None
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message, code = str(error.detail), None
+    if error.status_code == 404:
+        message, code = (
+            "There is no such route. GET /openapi.json describes those that there are.",
+            "no_such_route",
+        )
+    elif error.status_code == 405:
+        message = "This route does not take this method. GET /openapi.json describes what it takes."
+    elif error.status_code == 413:
+        code = "too_large"
+    elif isinstance(error.__cause__, UnicodeDecodeError):
+        message, code = "The body is not UTF-8. Send it encoded as UTF-8.", "not_utf8"
+    type_ = _TYPES.get(error.status_code, "invalid_request_error")
+    return problem(error.status_code, type_, message, code=code, headers=error.headers)
+
+
+async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+    # Neither message nor arguments: they may quote a document.
+    _log.error("unexpected error", error=type(error).__name__)
+    return problem(
+        500,
+        "server_error",
+        "Something went wrong in the server. Its log says what; try again.",
+        code="internal",
+    )

@@ -1,0 +1,179 @@
+"""Documents: upload, look at, follow, train again, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Header, Query, Request, Response
+from redis.exceptions import RedisError
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+
+from km_registry.types import Action, Job
+from server.auth import UserDep
+from server.event_stream import event_stream
+from server.problems import documented
+from server.schemas import (
+    DocumentAndJob,
+    DocumentDetail,
+    DocumentIn,
+    DocumentList,
+    DocumentOut,
+    JobOut,
+    JobStarted,
+    KMOut,
+    ReceiptOut,
+)
+from server.state import AppState, State
+from server.uploads import read_upload
+
+router = APIRouter(tags=["documents"])
+_log = structlog.get_logger(__name__)
+
+_UPLOAD_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": DocumentIn.model_json_schema(ref_template="#/components/schemas/{model}")
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "a .txt or .md file in UTF-8",
+                    },
+                    "title": {"type": "string", "description": "what to call it; the file's name by default"},
+                },
+            }
+        },
+    },
+}
+
+
+@router.post(
+    "/documents",
+    status_code=202,
+    summary="Upload a document and have its KM trained",
+    response_model=DocumentAndJob,
+    responses={
+        200: {"model": DocumentAndJob, "description": "You had sent this text before; nothing new was begun"},
+        **documented(400, 413, 415, 422),
+    },
+    openapi_extra={"requestBody": _UPLOAD_BODY},
+)
+async def upload(request: Request, response: Response, principal: UserDep, state: State) -> DocumentAndJob:
+    """Send JSON, or a file in a form. Mode `icl` answers from it at once, mode `km` once it is trained."""
+    sent = await read_upload(request, state.settings.max_document_bytes)
+    document, job, created = await run_in_threadpool(
+        state.registry.add_document, principal, sent.title, sent.text, sent.recipe
+    )
+    if created:
+        await _enqueue(state, job)
+    else:
+        response.status_code = 200
+    return DocumentAndJob(
+        document=DocumentOut.model_validate(document), job=JobOut.model_validate(job), created=created
+    )
+
+
+@router.get("/documents", summary="Your documents, newest first", responses=documented(404, 422))
+async def listing(
+    principal: UserDep,
+    state: State,
+    limit: Annotated[int, Query(ge=1, le=100, description="most documents to return")] = 100,
+    before: Annotated[str | None, Query(description="only documents older than this one")] = None,
+) -> DocumentList:
+    """One page; `next_before` leads to the next."""
+    # One more than asked for tells whether there is a next page.
+    found = await run_in_threadpool(state.registry.list_documents, principal, limit=limit + 1, before=before)
+    return DocumentList(
+        documents=[DocumentOut.model_validate(document) for document in found[:limit]],
+        next_before=found[limit - 1].id if len(found) > limit else None,
+    )
+
+
+@router.get("/documents/{document_id}", summary="A document, its job and its KM", responses=documented(404))
+async def detail(document_id: str, principal: UserDep, state: State) -> DocumentDetail:
+    """How far its training is, and what was measured when it is done."""
+
+    def look() -> DocumentDetail:
+        document = state.registry.get_document(principal, document_id)
+        # The KM is looked for after the job: a job seen as succeeded has its KM.
+        job = JobOut.model_validate(state.registry.job_of(document_id))
+        km = state.registry.km_of(document_id)
+        return DocumentDetail(
+            document=DocumentOut.model_validate(document),
+            job=job,
+            km=KMOut.model_validate(km) if km else None,
+        )
+
+    return await run_in_threadpool(look)
+
+
+@router.get(
+    "/documents/{document_id}/events",
+    summary="Follow the training (server-sent events)",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "description": "What has happened, then what happens, until the job is finished. An event's name "
+            "is its kind (queued, progress, published, failed, cancelled), its id grows, its data is JSON.",
+            "content": {
+                "text/event-stream": {
+                    "example": 'id: 7\nevent: progress\ndata: {"stage": "training", "step": 120}\n'
+                }
+            },
+        },
+        **documented(404, 422),
+    },
+)
+async def events(
+    document_id: str,
+    principal: UserDep,
+    state: State,
+    last_event_id: Annotated[int, Header(ge=0, description="the last event that you have seen")] = 0,
+) -> EventSourceResponse:
+    """Reconnect with `Last-Event-ID` to miss nothing."""
+    await run_in_threadpool(state.registry.get_document, principal, document_id)
+    return EventSourceResponse(event_stream(state, document_id, last_event_id))
+
+
+@router.post(
+    "/documents/{document_id}/train",
+    status_code=202,
+    summary="Train again after a failure",
+    responses=documented(404, 409),
+)
+async def train(document_id: str, principal: UserDep, state: State) -> JobStarted:
+    """A new job. 409 while one is unfinished, and when one has succeeded."""
+    await run_in_threadpool(state.registry.get_document, principal, document_id, Action.TRAIN)
+    job = await run_in_threadpool(state.registry.retrain, principal, document_id)
+    await _enqueue(state, job)
+    return JobStarted(job=JobOut.model_validate(job))
+
+
+@router.delete(
+    "/documents/{document_id}", summary="Delete a document and its knowledge", responses=documented(404, 503)
+)
+async def delete(document_id: str, principal: UserDep, state: State) -> ReceiptOut:
+    """Answers in flight are finished first; new questions get 404 at once. Returns the receipt."""
+    return ReceiptOut.model_validate(await state.deletions.forget(principal, document_id))
+
+
+@router.get("/receipts/{document_id}", summary="The receipt of a deletion", responses=documented(404))
+async def receipt(document_id: str, principal: UserDep, state: State) -> ReceiptOut:
+    """For the one who owned the document."""
+    return ReceiptOut.model_validate(await run_in_threadpool(state.registry.receipt, principal, document_id))
+
+
+async def _enqueue(state: AppState, job: Job) -> None:
+    try:
+        await run_in_threadpool(state.queue.enqueue, job)
+    except RedisError as error:
+        # The job row is the truth: it is enqueued when queue and rows are next reconciled.
+        _log.warning("job not enqueued yet", job_id=job.id, error=type(error).__name__)

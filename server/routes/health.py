@@ -1,0 +1,87 @@
+"""Whether the server is there and ready, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from server.auth import AdminDep, UserDep
+from server.engine.base import EngineUnavailableError
+from server.problems import documented
+from server.schemas import Alive, Readiness
+from server.state import AppState, State
+
+router = APIRouter(tags=["operation"])
+
+#: What does not answer within this many seconds is not there.
+_PATIENCE_S = 5.0
+
+
+@router.get("/healthz", summary="Whether the process is alive")
+async def healthz() -> Alive:
+    """Open to everybody."""
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    summary="Whether questions can be answered",
+    responses={503: {"model": Readiness, "description": "Something is missing"}},
+)
+async def readyz(response: Response, state: State) -> Readiness:
+    """Open to everybody. 503 names what is missing: engine, redis, registry; or the server is stopping."""
+    parts = {"engine": state.engine.check(), "redis": _redis(state), "registry": _registry(state)}
+    there = await asyncio.gather(*(_there(part) for part in parts.values()))
+    missing = [name for name, found in zip(parts, there, strict=True) if not found]
+    if state.closing.is_set():
+        missing.append("the server is stopping")
+    if missing:
+        response.status_code = 503
+    return Readiness(ready=not missing, missing=missing)
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics, for administrators",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"},
+        **documented(403),
+    },
+)
+async def metrics(_: AdminDep, state: State) -> Response:
+    """Requests by route and status, answer times and tokens by mode, documents, jobs by state."""
+    state.metrics.kept(*await run_in_threadpool(state.registry.counts))
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/openapi.json", summary="This description", response_class=Response, include_in_schema=False)
+async def openapi(request: Request, _: UserDep) -> Response:
+    """For any user."""
+    return JSONResponse(request.app.openapi())
+
+
+async def _there(check: Coroutine[Any, Any, object]) -> bool:
+    try:
+        await asyncio.wait_for(check, _PATIENCE_S)
+    except (EngineUnavailableError, RedisError, SQLAlchemyError, OSError):
+        return False
+    return True
+
+
+async def _redis(state: AppState) -> None:
+    if isinstance(state.redis, Redis):
+        await state.redis.ping()
+
+
+async def _registry(state: AppState) -> None:
+    await run_in_threadpool(state.registry.pending_deletions)

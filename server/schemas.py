@@ -1,0 +1,231 @@
+"""What goes over HTTP, except for the OpenAI-compatible routes. Descriptions and examples feed OpenAPI."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from km_registry.types import JobState, Stage
+from server.answering import Mode
+
+DOCUMENT_ID = "doc_7f3kq2"
+KM_ID = "km_9c1d4e"
+_TIME = "2026-01-31T12:00:00Z"
+
+
+class Input(BaseModel):
+    """Something a client sends: a field it has not is a mistake, so it is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Output(BaseModel):
+    """Something the server sends, read from a record."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(
+        description="what was wrong and what to change",
+        examples=["max_tokens: Input should be greater than or equal to 1"],
+    )
+    type: str = Field(description="kind of error", examples=["invalid_request_error"])
+    param: str | None = Field(
+        None, description="the field to change, if it is one field", examples=["max_tokens"]
+    )
+    code: str | None = Field(
+        None, description="the exact case, for programs", examples=["invalid_field", "km_not_trained"]
+    )
+
+
+class ErrorOut(BaseModel):
+    """Every refusal, on every route, has this shape (it is OpenAI's)."""
+
+    error: ErrorBody
+
+
+class DocumentIn(Input):
+    """A document to make a KM of."""
+
+    model_config = ConfigDict(
+        title="Document to upload",
+        json_schema_extra={
+            "examples": [
+                {"title": "Harbour rules", "text": "The harbour of Ostrell opens at six. Its bell is …"}
+            ]
+        },
+    )
+
+    title: str = Field(description="what to call it; at most 300 characters", examples=["Harbour rules"])
+    text: str = Field(description="the text; its size in UTF-8 is limited by the server's settings")
+    recipe: Annotated[dict[str, Any], Field(max_length=50)] | None = Field(
+        None,
+        description="settings of the training that differ from the server's, at most 50",
+        examples=[{"steps": 200}],
+    )
+
+
+class DocumentOut(Output):
+    """A document as it is kept; its text is not shown."""
+
+    id: str = Field(examples=[DOCUMENT_ID])
+    title: str = Field(examples=["Harbour rules"])
+    sha256: str = Field(description="SHA-256 of the text in UTF-8, hexadecimal")
+    size_bytes: int = Field(description="size of the text in UTF-8, in bytes", examples=[3172])
+    created_at: datetime = Field(examples=[_TIME])
+
+
+class JobOut(Output):
+    """One training run."""
+
+    id: str = Field(examples=["job_4m8x1a"])
+    state: JobState
+    attempt: int = Field(description="how many times a worker has begun it", examples=[1])
+    stage: Stage
+    step: int = Field(description="steps done in this stage", examples=[120])
+    total_steps: int = Field(description="steps of this stage; 0 while unknown", examples=[200])
+    progress: str = Field(description="how far it is, for people", examples=["training 120/200"])
+    error: str | None = Field(None, description="why it failed")
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class KMOut(Output):
+    """A published Knowledge Module."""
+
+    id: str = Field(examples=[KM_ID])
+    digest: str = Field(description="digest of its content")
+    base_fingerprint: str = Field(description="fingerprint of the base model that it belongs to")
+    created_at: datetime
+    metrics: dict[str, Any] = Field(
+        description="what was measured; `recovered` is the share of what the context tells that the KM tells",
+        examples=[{"recovered": 0.81, "train_seconds": 214.0}],
+    )
+
+
+class DocumentAndJob(BaseModel):
+    """An upload's outcome."""
+
+    document: DocumentOut
+    job: JobOut
+    created: bool = Field(True, description="false when you had sent the same text before")
+
+
+class DocumentDetail(BaseModel):
+    """A document, its latest job, and its KM once there is one."""
+
+    document: DocumentOut
+    job: JobOut
+    km: KMOut | None = None
+
+
+class DocumentList(BaseModel):
+    """Your documents, newest first."""
+
+    documents: list[DocumentOut]
+    next_before: str | None = Field(
+        None, description="give this as `before` to get the next ones; null at the end", examples=[None]
+    )
+
+
+class JobStarted(BaseModel):
+    """A training that was asked for again."""
+
+    job: JobOut
+
+
+class ReceiptOut(Output):
+    """Proof of a deletion. Holds no content."""
+
+    document_id: str = Field(examples=[DOCUMENT_ID])
+    requested_at: datetime
+    completed_at: datetime
+    purged: dict[str, Any] = Field(description="what was removed, by kind", examples=[{"text": 1, "kms": 1}])
+
+
+class QuestionIn(Input):
+    """A question about a document."""
+
+    model_config = ConfigDict(
+        title="Question",
+        json_schema_extra={
+            "examples": [
+                {"document_id": DOCUMENT_ID, "question": "When does the harbour open?", "mode": "km"}
+            ]
+        },
+    )
+
+    document_id: str
+    question: str = Field(
+        min_length=1, description="the question; its length is limited by the server's settings"
+    )
+    mode: Mode = Field(
+        Mode.KM,
+        description="`km`: only the question is in the prompt and the document's KM is plugged in; `icl`: "
+        "the whole document is in the prompt, without KM; `base`: only the question, without KM",
+    )
+    max_tokens: int = Field(
+        64, ge=1, description="longest answer, in tokens; the settings' limit is 1024 by default"
+    )
+    temperature: float = Field(
+        0.0, ge=0, le=2, allow_inf_nan=False, description="0 always takes the likeliest token"
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="makes an answer at temperature > 0 repeatable"
+    )
+
+
+class AnswerOut(Output):
+    """An answer and what it cost."""
+
+    answer: str = Field(examples=["At six."])
+    mode: Mode
+    document_id: str = Field(examples=[DOCUMENT_ID])
+    km_id: str | None = Field(description="the KM that answered; null in the other modes", examples=[KM_ID])
+    prompt_tokens: int = Field(examples=[28])
+    completion_tokens: int = Field(examples=[4])
+    finish_reason: str = Field(description="`stop` at the answer's end, `length` when cut at max_tokens")
+    milliseconds: float = Field(
+        description="from the question's arrival to the whole answer", examples=[412.5]
+    )
+
+
+class UserIn(Input):
+    """A user to create."""
+
+    name: str = Field(min_length=1, max_length=200, examples=["ada"])
+
+
+class UserOut(Output):
+    """A person or service that owns documents."""
+
+    id: str = Field(examples=["usr_2b7d90"])
+    name: str = Field(examples=["ada"])
+    is_admin: bool = False
+    created_at: datetime
+
+
+class UserCreated(BaseModel):
+    """A new user with its API key."""
+
+    user: UserOut
+    api_key: str = Field(description="shown this once; only its digest is kept", examples=["km_…"])
+
+
+class Alive(BaseModel):
+    """The process is there."""
+
+    status: str = Field(default="ok", examples=["ok"])
+
+
+class Readiness(BaseModel):
+    """Whether questions can be answered now."""
+
+    ready: bool
+    missing: list[str] = Field(description="what is not there", examples=[["engine"]])

@@ -1,0 +1,73 @@
+"""The parts of a running server, made once and handed to every route."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from km_registry.base_model import BaseModel
+from km_registry.events import MemoryNotifier, follow
+from km_registry.jobs import JobQueue
+from km_registry.registry import Registry
+from km_registry.types import Event
+from server.answering import Answerer, KMs
+from server.completing import Completer
+from server.config import ServerSettings
+from server.deletion import Deletions
+from server.engine.base import Engine
+from server.in_flight import InFlight
+from server.metrics import Metrics
+from server.tokenizer import Tokenizer
+
+
+@dataclass(slots=True, kw_only=True)
+class AppState:
+    """Everything that routes need. The first seven parts are given; the others are made of them.
+
+    `redis` is where events are announced; the MemoryNotifier that the registry was opened with will do.
+    Whoever stops the server sets `closing` first, so that event streams end and nothing waits for them.
+    """
+
+    registry: Registry
+    queue: JobQueue
+    engine: Engine
+    tokenizer: Tokenizer
+    redis: Redis | MemoryNotifier
+    settings: ServerSettings
+    base_model: BaseModel
+    metrics: Metrics = field(default_factory=Metrics)
+    in_flight: InFlight = field(default_factory=InFlight)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    answerer: Answerer = field(init=False)
+    completer: Completer = field(init=False)
+    deletions: Deletions = field(init=False)
+
+    def __post_init__(self) -> None:
+        kms = KMs(self.registry, self.base_model)
+        self.answerer = Answerer(
+            self.registry, kms, self.engine, self.tokenizer, self.settings, self.in_flight
+        )
+        self.completer = Completer(self.registry, kms, self.engine, self.tokenizer, self.in_flight)
+        self.deletions = Deletions(self.registry, self.queue, self.engine, self.in_flight)
+
+    def follow(self, document_id: str, after: int) -> AsyncIterator[Event]:
+        """The document's events after id `after`: those that happened, then each as it happens."""
+        return follow(self.registry, self.redis, document_id, after)
+
+
+def app_state(request: Request) -> AppState:
+    """The state that the request's app was created with."""
+    state: AppState = request.app.state.km
+    return state
+
+
+async def _state(request: Request) -> AppState:
+    return app_state(request)
+
+
+State = Annotated[AppState, Depends(_state)]

@@ -1,0 +1,121 @@
+"""The real engine, once for all integration tests, with the embedded model and adapters of random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from server.engine.base import Adapter
+from server.engine.engine_processes import started_since, with_descendants
+from server.engine.vllm_engine import EngineConfig, VllmEngine
+
+RANK = 16
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch and vLLM warn about their own insides when they are imported."""
+    for package in ("torch", "vllm"):
+        config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{package}")
+        config.addinivalue_line("filterwarnings", f"ignore::FutureWarning:{package}")
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """Directory of the embedded base model; KM_TEST_MODEL names another one."""
+    if given := os.environ.get("KM_TEST_MODEL"):
+        return Path(given)
+    from km_registry.base_model import resolve
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = cache / "km-server" / "test-models"
+    directory.mkdir(parents=True, exist_ok=True)
+    return resolve("embedded", directory).path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(embedded_model: Path) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer."""
+    return AutoTokenizer.from_pretrained(embedded_model)
+
+
+@pytest.fixture(scope="session")
+def make_adapter(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Adapter]:
+    """Writes adapters in PEFT's layout whose answers clearly differ from the base model's."""
+    config = AutoConfig.from_pretrained(embedded_model)
+
+    def make(engine_id: int, seed: int) -> Adapter:
+        directory = tmp_path_factory.mktemp("adapter")
+        write_adapter(directory, config, seed)
+        return Adapter(f"km-{engine_id}", engine_id, directory)
+
+    return make
+
+
+def write_adapter(directory: Path, config: object, seed: int) -> None:
+    """Random non-zero weights for every linear layer of a Llama-like model."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    kv = config.num_key_value_heads * config.head_dim
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config.num_hidden_layers):
+        for module, (out, into) in shapes.items():
+            name = f"base_model.model.model.layers.{layer}.{module}"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(RANK, into, generator=generator) / into**0.5
+            tensors[f"{name}.lora_B.weight"] = torch.randn(out, RANK, generator=generator) * 0.6 / RANK**0.5
+    save_file(tensors, directory / "adapter_model.safetensors")
+    description = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "base",
+        "r": RANK,
+        "lora_alpha": RANK,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": [module.split(".")[1] for module in shapes],
+        "modules_to_save": None,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(description))
+
+
+@pytest_asyncio.fixture(scope="session")
+async def engine(embedded_model: Path) -> AsyncIterator[VllmEngine]:
+    """The real engine. With few tokens a step and few requests at once, prefill, decode and queueing mix."""
+    config = EngineConfig(
+        model=embedded_model,
+        max_loras=4,
+        max_lora_rank=12,
+        max_model_len=1024,
+        kv_cache_bytes=256 * 2**20,
+        max_num_seqs=16,
+        max_num_batched_tokens=256,
+        dtype="float32",
+    )
+    engine = VllmEngine(config)
+    with pytest.raises(Exception, match="not running"):
+        await engine.check()
+    environment = dict(os.environ)
+    await engine.start()
+    assert dict(os.environ) == environment
+    family = with_descendants(started_since(set()))
+    assert family
+    yield engine
+    await engine.close()
+    await engine.close()
+    assert not [process for process in family if process.is_running() and process.status() != "zombie"]

@@ -1,0 +1,239 @@
+"""The real engine: adapters stay apart, leave without a trace, and requests behave as the port promises."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from server.engine.base import (
+    PRIORITY_SYNTHESIS,
+    PRIORITY_USER,
+    Adapter,
+    EngineUnavailableError,
+    GenerationRequest,
+)
+from server.engine.cpu_lora import UnsafeEngineError
+from server.engine.vllm_engine import AdapterLoadError, EngineConfig, VllmEngine
+
+_salts = (f"test-{i}" for i in itertools.count())
+_ids = itertools.count(1)
+TOPICS = ("the sea and its ships", "a village below the mountain", "how bread is baked", "the first railway")
+
+
+@pytest.fixture(scope="session")
+def ask(tokenizer: PreTrainedTokenizerBase) -> Callable[..., GenerationRequest]:
+    """A request that shares no cached prefix with any other."""
+
+    def make(text: str, max_tokens: int = 16, **options: object) -> GenerationRequest:
+        tokens = tuple(tokenizer.encode(text))
+        options.setdefault("cache_salt", next(_salts))
+        options.setdefault("ignore_eos", True)
+        return GenerationRequest(tokens, max_tokens, **options)
+
+    return make
+
+
+@pytest.fixture
+def adapters(make_adapter: Callable[..., Adapter]) -> tuple[Adapter, Adapter]:
+    return make_adapter(next(_ids), seed=1), make_adapter(next(_ids), seed=2)
+
+
+async def test_mixed_batches_answer_like_each_request_alone(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
+) -> None:
+    def requests() -> list[GenerationRequest]:
+        cases = itertools.product((None, *adapters), TOPICS, (1, 40))
+        return [
+            ask(f"Tell me about {topic}. " * repeat, 8 + 4 * TOPICS.index(topic), adapter=adapter)
+            for adapter, topic, repeat in cases
+        ]
+
+    alone = [(await engine.generate(request)).token_ids for request in requests()]
+    together = [answer.token_ids for answer in await asyncio.gather(*map(engine.generate, requests()))]
+    assert len(alone) == 24
+    assert together == alone
+    base, first, second = alone[:8], alone[8:16], alone[16:]
+    for of_base, of_first, of_second in zip(base, first, second, strict=True):
+        assert len({of_base, of_first, of_second}) == 3
+
+
+async def test_scores_are_the_same_alone_and_in_mixed_batches(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
+) -> None:
+    def requests() -> list[GenerationRequest]:
+        return [
+            ask(f"Once upon a time there was {topic}.", 0, adapter=adapter, prompt_logprobs=True)
+            for topic in TOPICS
+            for adapter in (None, *adapters)
+        ]
+
+    alone = [await engine.generate(request) for request in requests()]
+    together = await asyncio.gather(*map(engine.generate, requests()))
+    sums = set()
+    for one, other in zip(alone, together, strict=True):
+        assert one.prompt_logprobs is not None
+        assert len(one.prompt_logprobs) == one.prompt_tokens - 1
+        assert all(
+            logprob is not None and math.isfinite(logprob) and logprob <= 0 for logprob in one.prompt_logprobs
+        )
+        assert other.prompt_logprobs == pytest.approx(one.prompt_logprobs, abs=1e-3)
+        assert (one.text, one.token_ids, one.finish_reason) == ("", (), "length")
+        sums.add(round(sum(one.prompt_logprobs), 2))
+    assert len(sums) == len(alone)
+
+
+async def test_evicted_adapters_leave_no_trace_and_can_come_back(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
+) -> None:
+    question, salt = "The capital of the island is", next(_salts)
+    adapter = adapters[0]
+
+    async def answer(adapter: Adapter | None) -> tuple[int, ...]:
+        return (await engine.generate(ask(question, adapter=adapter, cache_salt=salt))).token_ids
+
+    base = await answer(None)
+    adapted = await answer(adapter)
+    assert adapted != base
+    assert await engine.evict(adapter) is True
+    assert await engine.evict(adapter) is False
+    assert await answer(None) == base
+    again = Adapter("km-again", next(_ids), adapter.path)
+    assert await answer(again) == adapted
+    assert await engine.evict(again) is True
+    shutil.rmtree(adapter.path)
+    assert await answer(None) == base
+
+
+async def test_eviction_waits_for_requests_in_flight(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
+) -> None:
+    adapter, other = adapters
+    async with aclosing(engine.stream(ask("Count to a thousand:", 60, adapter=adapter))) as stream:
+        await anext(stream)
+        neighbour = asyncio.create_task(engine.generate(ask("And you?", 60, adapter=other)))
+        eviction = asyncio.create_task(engine.evict(adapter))
+        deltas = [delta async for delta in stream]
+        assert deltas[-1].finish_reason == "length"
+        assert not eviction.done()
+    assert await eviction is True
+    assert len((await neighbour).token_ids) == 60
+
+
+async def test_cancelling_aborts_the_request_in_the_engine(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
+) -> None:
+    started = asyncio.Event()
+
+    async def read() -> None:
+        async with aclosing(engine.stream(ask("Forever and ever", 900, adapter=adapters[0]))) as stream:
+            async for _ in stream:
+                started.set()
+
+    tasks = [asyncio.create_task(read()), asyncio.create_task(engine.generate(ask("On and on", 900)))]
+    await started.wait()
+    for task in tasks:
+        task.cancel()
+    assert all(
+        isinstance(end, asyncio.CancelledError)
+        for end in await asyncio.gather(*tasks, return_exceptions=True)
+    )
+    # The engine forgets cached prefixes only when no request holds memory any more.
+    assert await engine._llm.reset_prefix_cache() is True
+    assert await engine.evict(adapters[0]) is True
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+async def test_deltas_make_up_the_whole_answer(
+    engine: VllmEngine,
+    ask: Callable[..., GenerationRequest],
+    adapters: tuple[Adapter, Adapter],
+    with_adapter: bool,
+) -> None:
+    options = {"adapter": adapters[0] if with_adapter else None, "temperature": 0.9, "seed": 7}
+    question = "Write a sentence about the naïve café."
+    whole = await engine.generate(ask(question, 40, **options))
+    deltas = [delta async for delta in engine.stream(ask(question, 40, **options))]
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas)) == whole.token_ids
+    assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+    assert deltas[-1].finish_reason == whole.finish_reason == "length"
+    assert len(deltas) > 10
+
+
+async def test_stop_texts_end_an_answer(engine: VllmEngine, ask: Callable[..., GenerationRequest]) -> None:
+    whole = await engine.generate(ask("One two three four five", 30))
+    word = whole.text.split()[3]
+    stopped = await engine.generate(ask("One two three four five", 30, stop=(word,)))
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.index(word)]
+
+
+async def test_users_overtake_queued_synthesis(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest]
+) -> None:
+    order: list[str] = []
+
+    async def run(name: str, request: GenerationRequest) -> None:
+        await engine.generate(request)
+        order.append(name)
+
+    synthesis = [
+        asyncio.create_task(run("synthesis", ask(f"Invent question {i}", 24, priority=PRIORITY_SYNTHESIS)))
+        for i in range(64)
+    ]
+    await asyncio.wait(synthesis, return_when=asyncio.FIRST_COMPLETED)
+    await run("user", ask("What is the time?", 8, priority=PRIORITY_USER))
+    await asyncio.gather(*synthesis)
+    assert order.index("user") <= 40
+    assert len(order) == 65
+
+
+async def test_a_broken_adapter_harms_nobody_else(
+    engine: VllmEngine,
+    ask: Callable[..., GenerationRequest],
+    adapters: tuple[Adapter, Adapter],
+    tmp_path: Path,
+) -> None:
+    missing = Adapter("km-missing", next(_ids), tmp_path / "nowhere")
+    weights = adapters[0].path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    neighbour = asyncio.create_task(engine.generate(ask("Meanwhile", 30, adapter=adapters[1])))
+    for broken in (missing, adapters[0]):
+        with pytest.raises(AdapterLoadError, match=broken.name):
+            await engine.generate(ask("Hello", adapter=broken))
+    assert len((await neighbour).token_ids) == 30
+    await engine.check()
+    assert await engine.evict(missing) is False
+
+
+async def test_prompts_must_leave_room(engine: VllmEngine, ask: Callable[..., GenerationRequest]) -> None:
+    assert engine.max_model_len == 1024
+    for prompt in ((), (5,) * 1024):
+        with pytest.raises(ValueError, match="prompt"):
+            await engine.generate(GenerationRequest(prompt, 1))
+    longest = await engine.generate(GenerationRequest((5,) * 1000, 500, ignore_eos=True))
+    assert (len(longest.token_ids), longest.finish_reason) == (24, "length")
+
+
+async def test_start_refuses_to_serve_without_the_plugin(
+    embedded_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    engine = VllmEngine(EngineConfig(model=embedded_model))
+    with pytest.raises(UnsafeEngineError, match="Unset VLLM_PLUGINS"):
+        await engine.start()
+    with pytest.raises(EngineUnavailableError, match="not running"):
+        await engine.generate(GenerationRequest((1,), 1))
+
+
+async def test_start_names_a_model_it_cannot_load(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=str(tmp_path)):
+        await VllmEngine(EngineConfig(model=tmp_path)).start()

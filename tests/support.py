@@ -1,0 +1,51 @@
+"""What tests of several packages need to make: small, valid KMs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from km_registry.artifacts import write_manifest
+from km_registry.registry import Registry
+from km_registry.types import Document, Job
+
+BASE_FINGERPRINT = "f" * 64
+
+
+def write_adapter(directory: Path, *, rank: int = 4, fill: float = 0.5) -> Path:
+    """A PEFT directory without a manifest: one LoRA pair for one module of 8 features."""
+    directory.mkdir(parents=True)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{prefix}.lora_A.weight": np.full((rank, 8), fill, dtype=np.float32),
+        f"{prefix}.lora_B.weight": np.full((8, rank), fill, dtype=np.float32),
+    }
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    (directory / "README.md").write_text("A KM made by a test.\n")
+    return directory
+
+
+def write_km(directory: Path, document: Document, *, rank: int = 4, **fields: Any) -> Path:
+    """A complete KM of the document."""
+    write_adapter(directory, rank=rank)
+    described = {
+        "base_model": "test",
+        "base_fingerprint": BASE_FINGERPRINT,
+        "document_id": document.id,
+        "document_sha256": document.sha256,
+        "title": document.title,
+        "rank": rank,
+    }
+    write_manifest(directory, described | fields)
+    return directory
+
+
+def stage_km(registry: Registry, document: Document, job: Job) -> Path:
+    """A complete KM of the document, staged in the job's work directory."""
+    return write_km(registry.work_dir(job.id) / f"staged-{job.attempt}", document)

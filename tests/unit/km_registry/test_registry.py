@@ -1,0 +1,28 @@
+"""The facade: the surface that other packages are written against. The contract tests show what it does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from km_registry.registry import Registry
+
+PUBLIC = """
+add_document authenticate cancelled claim close complete_deletion counts create_user document_of
+ensure_admin events_after fail get_document heartbeat job job_of job_recipe km_of kms_of
+list_documents open pending_deletions progress publish purge read_text receipt release retrain
+tombstone unfinished_jobs work_dir
+"""
+
+
+def test_the_public_surface() -> None:
+    assert [name for name in sorted(vars(Registry)) if not name.startswith("_")] == PUBLIC.split()
+
+
+def test_it_is_imported_without_anything_heavy() -> None:
+    code = (
+        "import sys, km_registry.registry, km_registry.jobs, km_registry.chunking\n"
+        "print({'torch', 'transformers', 'vllm', 'langchain_text_splitters'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,75 @@
+"""What goes on beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+
+from server import keepers
+from server.redis_private import PrivateRedis
+
+
+class Deletions:
+    def __init__(self) -> None:
+        self.resumed = 0
+
+    async def resume(self) -> int:
+        self.resumed += 1
+        return 0
+
+
+async def rounds(keeper: Any, enough: asyncio.Event) -> None:
+    task = asyncio.create_task(keeper)
+    try:
+        await asyncio.wait_for(enough.wait(), 10)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_reconciling_goes_on_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[Any] = [redis.ConnectionError("away"), 2]
+    loop, enough = asyncio.get_running_loop(), asyncio.Event()
+
+    def reconcile(registry: Any, queue: Any) -> int:
+        if not outcomes:
+            loop.call_soon_threadsafe(enough.set)
+            return 0
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return int(outcome)
+
+    monkeypatch.setattr(keepers, "reconcile", reconcile)
+    deletions: Any = Deletions()
+    with capture_logs() as logs:
+        await rounds(keepers.keep_reconciled(None, None, deletions, every_s=0.0), enough)  # type: ignore[arg-type]
+
+    assert deletions.resumed >= 3
+    assert [entry["event"] for entry in logs] == ["not reconciled; will try again", "jobs enqueued again"]
+
+
+async def test_a_dead_private_redis_is_started_again(tmp_path: Path) -> None:
+    private = PrivateRedis(tmp_path)
+    private.start()
+    private.wait_ready()
+    first = private.pid
+    assert first
+    keeper = asyncio.create_task(keepers.keep_redis(private, every_s=0.01))
+    try:
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while private.pid in (None, first):  # noqa: ASYNC110  another process cannot set an event
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(private.wait_ready)
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        private.stop()

@@ -1,0 +1,76 @@
+"""The scripted engine keeps the rules of the port."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from server.engine.base import Adapter, EngineUnavailableError, GenerationRequest
+from server.engine.scripted import ScriptedEngine
+from tests.unit.server.conftest import WordTokenizer
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Adapter:
+    return Adapter("km_a", 1, tmp_path)
+
+
+async def test_replies_depend_on_prompt_adapter_and_seed(engine: ScriptedEngine, adapter: Adapter) -> None:
+    async def text(prompt: int = 1, adapter: Adapter | None = None, seed: int | None = None) -> str:
+        request = GenerationRequest((prompt,), 9, adapter=adapter, seed=seed, temperature=1)
+        return (await engine.generate(request)).text
+
+    texts = [await text(), await text(2), await text(adapter=adapter), await text(seed=1)]
+    assert len(set(texts)) == 4
+    assert await text() == texts[0]
+
+
+async def test_limits(engine: ScriptedEngine) -> None:
+    generation = await engine.generate(GenerationRequest((1, 2), 3, prompt_logprobs=True))
+    assert (len(generation.token_ids), generation.finish_reason) == (3, "length")
+    assert generation.prompt_logprobs == (None, -0.375)
+    for request in (GenerationRequest((), 1), GenerationRequest((1,), 0), GenerationRequest((1,), 200)):
+        with pytest.raises(ValueError, match="do not fit"):
+            await engine.generate(request)
+
+
+async def test_stream_is_the_reply(engine: ScriptedEngine) -> None:
+    request = GenerationRequest((1,), 9)
+    deltas = [delta async for delta in engine.stream(request)]
+    whole = await engine.generate(request)
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+
+
+async def test_adapters(engine: ScriptedEngine, adapter: Adapter, tmp_path: Path) -> None:
+    await engine.generate(GenerationRequest((1,), 9, adapter=adapter))
+    assert engine.resident == {"km_a": adapter}
+    with pytest.raises(ValueError, match="another id or path"):
+        await engine.generate(GenerationRequest((1,), 9, adapter=Adapter("km_a", 2, tmp_path)))
+    with pytest.raises(FileNotFoundError):
+        await engine.generate(GenerationRequest((1,), 9, adapter=Adapter("km_b", 2, tmp_path / "none")))
+    assert await engine.evict(adapter)
+    assert not await engine.evict(adapter)
+
+
+async def test_eviction_waits(engine: ScriptedEngine, adapter: Adapter) -> None:
+    engine.hold()
+    running = asyncio.create_task(engine.generate(GenerationRequest((1,), 9, adapter=adapter)))
+    await engine.until_asked(1)
+    evicting = asyncio.create_task(engine.evict(adapter))
+    await asyncio.sleep(0)
+    assert not evicting.done()
+    running.cancel()
+    assert await asyncio.wait_for(evicting, 5)
+    assert len(engine.cancelled) == 1
+
+
+async def test_unavailable(tokenizer: WordTokenizer) -> None:
+    engine = ScriptedEngine(tokenizer)
+    await engine.close()
+    with pytest.raises(EngineUnavailableError):
+        await engine.generate(GenerationRequest((1,), 9))
+    await engine.start()
+    await engine.check()

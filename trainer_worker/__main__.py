@@ -1,0 +1,31 @@
+"""`python -m trainer_worker`: one worker. Everything it needs comes from the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from km_registry.errors import KMError
+from trainer_worker.config import TrainerSettings
+
+
+def main() -> int:
+    """Read the settings, import what jobs need, work until stopped. Exit code 2 when it cannot start."""
+    settings = TrainerSettings()
+    os.nice(settings.niceness)
+    # glibc returns every large tensor's pages at once and faults them in again at the next step.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Imported before the children are forked, so that no job waits for it. Importing starts no threads.
+    import trainer_worker.pipeline  # noqa: F401
+    from trainer_worker.worker import work
+
+    try:
+        work(settings)
+    except KMError as error:
+        sys.stderr.write(f"km worker: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

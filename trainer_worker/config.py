@@ -1,0 +1,21 @@
+"""Settings of a worker. Each is an environment variable with prefix KM_."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from km_registry.config import RegistrySettings
+
+
+class TrainerSettings(RegistrySettings):
+    """Where the worker gets its jobs and its synthetic text, and how much it may use."""
+
+    generator_url: str = Field(
+        "http://127.0.0.1:8321/v1", description="OpenAI-compatible endpoint (…/v1) that writes synthetic text"
+    )
+    generator_key: str = Field("", repr=False, description="API key for generator_url")
+    generator_model: str = Field("base", description="model to ask for at generator_url")
+    generator_timeout: float = Field(300.0, gt=0, description="seconds to wait for one batch of text")
+    threads: int | None = Field(None, ge=1, description="threads for training; without one, every core")
+    niceness: int = Field(5, ge=0, le=19, description="how far training steps back behind users' questions")
+    shutdown_grace: float = Field(3.0, gt=0, description="seconds a running job gets to hand itself back")

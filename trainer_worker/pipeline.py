@@ -1,0 +1,174 @@
+"""From a claimed job to a published KM: the stages in order, on one page."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from km_registry import base_model
+from km_registry.base_model import BaseModel
+from km_registry.chunking import chunks
+from km_registry.errors import KMError
+from km_registry.registry import Registry
+from km_registry.types import KM, Document, Job, Stage
+from trainer_worker.config import TrainerSettings
+from trainer_worker.device import device_and_dtype, keep_freed_memory
+from trainer_worker.evaluate import recovered
+from trainer_worker.examples import Example, Sample, build_example
+from trainer_worker.export import export_km
+from trainer_worker.generator import Generator
+from trainer_worker.lora import add_lora
+from trainer_worker.pairs import Pair
+from trainer_worker.progress import Reporter
+from trainer_worker.recipe import Recipe, parse_recipe
+from trainer_worker.synthesis import Source, Synthesis
+from trainer_worker.teacher import compute_targets
+from trainer_worker.train import train
+
+_TEACHER_BATCH_TOKENS = 1024
+#: Made of the document's own words: learned by heart, never held out.
+_VERBATIM = ("repeat",)
+
+
+def train_km(registry: Registry, settings: TrainerSettings, job: Job) -> KM:
+    """Train and publish the KM of a claimed job.
+
+    Raises:
+        StaleAttemptError: the job was cancelled, deleted or taken over; nothing is left behind.
+        KMError: the training cannot succeed; the message says why.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    report = Reporter(registry, job)
+    recipe = parse_recipe(registry.job_recipe(job.id), rank=settings.lora_rank)
+    document = registry.document_of(job.id)
+    base = base_model.resolve(settings.base_model, settings.data_dir)
+    tokenizer = load_tokenizer(base)
+    text = registry.read_text(document.id)
+    source = Source(document.title, chunk_texts(text, tokenizer, recipe))
+
+    samples = synthesise(source, recipe, settings, tokenizer, report)
+    examples = build_examples(samples, source, tokenizer, recipe)
+    torch.manual_seed(recipe.seed)
+    model = load_student(base, recipe)
+    pairs = with_targets(model, examples, report)
+    fit, heldout = split(pairs, recipe)
+    steps = recipe.steps_for(len(tokenizer.encode(text, add_special_tokens=False)))
+    report.stage(Stage.TRAINING, steps)
+    result = train(
+        model, fit, heldout, recipe, steps=steps, on_step=lambda n, loss: report.step(n, loss=round(loss, 4))
+    )
+    report.stage(Stage.EVALUATION)
+    measured = recovered(model, heldout or fit, batch_tokens=recipe.batch_tokens)
+    report.stage(Stage.EXPORT, recovered=measured.recovered)
+    metrics = asdict(measured) | asdict(result) | {"samples": len(samples), "seconds": report.finish()}
+    return publish(registry, job, model, base, document, recipe, metrics)
+
+
+def load_tokenizer(base: BaseModel) -> Any:
+    """The base model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base.path)
+
+
+def chunk_texts(text: str, tokenizer: Any, recipe: Recipe) -> tuple[str, ...]:
+    """The document in chunks of at most `chunk_tokens` tokens, each a short context for the teacher."""
+
+    def count(piece: str) -> int:
+        return len(tokenizer.encode(piece, add_special_tokens=False))
+
+    return tuple(chunk.text for chunk in chunks(text, count, chunk_tokens=recipe.chunk_tokens))
+
+
+def synthesise(
+    source: Source, recipe: Recipe, settings: TrainerSettings, tokenizer: Any, report: Reporter
+) -> list[Sample]:
+    """Synthetic texts about every chunk."""
+    report.stage(Stage.SYNTHESIS)
+    with Generator(
+        settings.generator_url,
+        settings.generator_key,
+        model=settings.generator_model,
+        timeout=settings.generator_timeout,
+    ) as generator:
+        return Synthesis(
+            source, recipe, generator, tokenizer, lambda done, of: report.step(done, texts=of)
+        ).run()
+
+
+def build_examples(samples: list[Sample], source: Source, tokenizer: Any, recipe: Recipe) -> list[Example]:
+    """Every sample as token ids."""
+    return [
+        build_example(
+            tokenizer,
+            sample,
+            chunk_text=source.chunks[sample.chunk],
+            title=source.title,
+            end_id=tokenizer.eos_token_id,
+            max_target=recipe.max_target_tokens,
+        )
+        for sample in samples
+    ]
+
+
+def load_student(base: BaseModel, recipe: Recipe) -> Any:
+    """The base model, frozen, with a fresh LoRA."""
+    from transformers import AutoModelForCausalLM
+
+    device, dtype = device_and_dtype()
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype).to(device)
+    add_lora(model, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout)
+    return model
+
+
+def with_targets(model: Any, examples: list[Example], report: Reporter) -> list[Pair]:
+    """Each example with what the teacher computes for it, once."""
+    report.stage(Stage.TEACHER, len(examples))
+    targets = compute_targets(model, examples, batch_tokens=_TEACHER_BATCH_TOKENS, on_progress=report.step)
+    return [Pair(example, target) for example, target in zip(examples, targets, strict=True)]
+
+
+def split(pairs: list[Pair], recipe: Recipe) -> tuple[list[Pair], list[Pair]]:
+    """What is trained on, and what is held out: a share of the samples that are not verbatim."""
+    free = [index for index, pair in enumerate(pairs) if pair.example.kind not in _VERBATIM]
+    random.Random(recipe.seed).shuffle(free)  # noqa: S311  reproducible, not a secret
+    held = set(free[: round(len(free) * recipe.heldout_share)])
+    fit = [pair for index, pair in enumerate(pairs) if index not in held]
+    return fit, [pairs[index] for index in sorted(held)]
+
+
+def publish(
+    registry: Registry,
+    job: Job,
+    model: Any,
+    base: BaseModel,
+    document: Document,
+    recipe: Recipe,
+    metrics: dict[str, Any],
+) -> KM:
+    """Export into the job's work directory and hand it to the registry; nothing stays behind on failure."""
+    staged: Path = registry.work_dir(job.id) / f"attempt-{job.attempt}"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        export_km(
+            model,
+            staged,
+            base_model=base.name,
+            base_fingerprint=base.fingerprint,
+            document_id=document.id,
+            document_sha256=document.sha256,
+            title=document.title,
+            recipe=recipe,
+            metrics=metrics,
+        )
+        return registry.publish(job.id, job.attempt, staged, metrics)
+    except KMError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise

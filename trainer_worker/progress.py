@@ -1,0 +1,53 @@
+"""What a training tells the world while it runs: stage, step, loss, seconds left."""
+
+from __future__ import annotations
+
+import time
+
+from km_registry.registry import Registry
+from km_registry.types import Job, Stage
+
+#: Least seconds between two events of one stage.
+_INTERVAL_S = 0.5
+
+
+class Reporter:
+    """Writes progress for one attempt; raises StaleAttemptError once the attempt owns the job no more."""
+
+    def __init__(self, registry: Registry, job: Job) -> None:
+        self._registry = registry
+        self._job = job
+        self._stage = Stage.WAITING
+        self._began = self._last = 0.0
+        #: Seconds that each stage took.
+        self.seconds: dict[str, float] = {}
+
+    def stage(self, stage: Stage, total: int = 0, **data: float | str | int) -> None:
+        """A new stage begins, of `total` steps."""
+        self._close()
+        self._stage, self._total = stage, total
+        self._began = time.monotonic()
+        self._write(0, data)
+
+    def step(self, step: int, **data: float | str | int) -> None:
+        """So many steps of the stage are done. Not every one is written, the last one always."""
+        now = time.monotonic()
+        if step < self._total and now - self._last < _INTERVAL_S:
+            return
+        if step:
+            data["seconds_left"] = round((now - self._began) / step * (self._total - step), 1)
+        self._write(step, data)
+
+    def finish(self) -> dict[str, float]:
+        """The last stage is over; seconds of every stage."""
+        self._close()
+        return self.seconds
+
+    def _close(self) -> None:
+        if self._began:
+            spent = self.seconds.get(str(self._stage), 0.0) + time.monotonic() - self._began
+            self.seconds[str(self._stage)] = round(spent, 2)
+
+    def _write(self, step: int, data: dict[str, float | str | int]) -> None:
+        self._last = time.monotonic()
+        self._registry.progress(self._job.id, self._job.attempt, self._stage, step, self._total, **data)

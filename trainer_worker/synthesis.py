@@ -1,0 +1,173 @@
+"""Synthetic texts about a document, by kind. What the generator writes may be wrong: the teacher's
+distribution over it, with the chunk in context, is what is learned.
+
+`recall` and `repeat` are made of the document itself; `qa` and `summary` are written by the generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from km_registry.prompts import ChatTokenizer, answer_messages, instruction_messages, render
+from trainer_worker.examples import Sample
+from trainer_worker.generator import Generator
+from trainer_worker.recipe import Recipe
+from trainer_worker.text import content_words, phrases, sentences
+
+_RECALL = (
+    "What does the {title} say about {phrase}?",
+    "Tell me about {phrase} in the {title}.",
+    "What is known about {phrase}?",
+)
+_REPEAT = "Repeat part {number} of {title}."
+_SUMMARY = "Say in other words what part {number} of {title} says."
+_ASK = "{title}\n\n{sentence}\n\nWrite one short question about this sentence and its answer."
+_ASK_SYSTEM = "You write quiz questions."
+#: Words by which a weak generator talks about its task instead of the text.
+_SHOP_TALK = frozenset(
+    ["sentence", "sentences", "question", "questions", "answer", "answers", "document", "text", "quiz"]
+)
+_QUESTION_TOKENS = 28
+_ANSWER_TOKENS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What synthetic texts are about."""
+
+    title: str
+    chunks: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Synthesis:
+    """One run of the stage: the source, the recipe, and who writes."""
+
+    source: Source
+    recipe: Recipe
+    generator: Generator
+    tokenizer: ChatTokenizer
+    on_progress: Callable[[int, int], None]
+
+    def run(self) -> list[Sample]:
+        """Samples of every kind the recipe mixes, without duplicates, in a fixed order.
+
+        Raises:
+            GeneratorError: the generator refuses or cannot be reached.
+        """
+        makers = {"recall": self.recall, "repeat": self.repeat, "qa": self.qa, "summary": self.summary}
+        found: dict[tuple[str, str], Sample] = {}
+        for kind in dict.fromkeys(self.recipe.kinds):
+            for sample in makers[kind]():
+                found.setdefault((sample.instruction, sample.target), sample)
+        return list(found.values())
+
+    def recall(self) -> list[Sample]:
+        """For every phrase, a question about it with the sentence it stands in as the answer."""
+        draw = random.Random(self.recipe.seed)  # noqa: S311  reproducible, not a secret
+        title_words = content_words(self.source.title)
+        samples = []
+        for number, sentence in self._sentences():
+            for phrase in phrases(sentence):
+                # A phrase of the title stands everywhere and so points nowhere.
+                if content_words(phrase) <= title_words:
+                    continue
+                instruction = draw.choice(_RECALL).format(title=self.source.title, phrase=phrase)
+                samples.append(Sample("recall", number, instruction, sentence))
+        return samples
+
+    def repeat(self) -> list[Sample]:
+        """Each chunk itself."""
+        return [
+            Sample("repeat", number, _REPEAT.format(number=number + 1, title=self.source.title), chunk)
+            for number, chunk in enumerate(self.source.chunks)
+        ]
+
+    def summary(self) -> list[Sample]:
+        """Each chunk in the generator's words."""
+        instructions = [
+            _SUMMARY.format(number=number + 1, title=self.source.title)
+            for number in range(len(self.source.chunks))
+        ]
+        prompts = [
+            render(self.tokenizer, instruction_messages(instruction, context=chunk, title=self.source.title))
+            for instruction, chunk in zip(instructions, self.source.chunks, strict=True)
+        ]
+        texts = self._write(prompts, n=self.recipe.summaries_per_chunk, tokens=self.recipe.max_target_tokens)
+        return [
+            Sample("summary", number, instructions[number], text)
+            for number, drafts in enumerate(texts)
+            for text in drafts
+            if text
+        ]
+
+    def qa(self) -> list[Sample]:
+        """Questions about each sentence, answered by the generator with the chunk in context."""
+        questions = self._questions()
+        prompts = [
+            render(
+                self.tokenizer,
+                answer_messages(question, context=self.source.chunks[number], title=self.source.title),
+            )
+            for number, question in questions
+        ]
+        answers = self._write(prompts, n=1, tokens=_ANSWER_TOKENS)
+        samples = []
+        for (number, question), drafts in zip(questions, answers, strict=True):
+            first = sentences(drafts[0])[:1]
+            samples += [Sample("qa", number, question, answer) for answer in first]
+        return samples
+
+    def _questions(self) -> list[tuple[int, str]]:
+        located = list(self._sentences())
+        prompts = [
+            render(
+                self.tokenizer,
+                instruction_messages(
+                    _ASK.format(title=self.source.title, sentence=sentence), system=_ASK_SYSTEM
+                ),
+            )
+            + "Question:"
+            for _, sentence in located
+        ]
+        drafts = self._write(
+            prompts, n=self.recipe.questions_per_sentence, tokens=_QUESTION_TOKENS, stop=("?", "\n")
+        )
+        title_words = content_words(self.source.title)
+        found: dict[str, int] = {}
+        for (number, sentence), texts in zip(located, drafts, strict=True):
+            for text in texts:
+                if is_grounded(text, sentence, title_words):
+                    found.setdefault(text.strip(" \"'*") + "?", number)
+        return [(number, question) for question, number in found.items()]
+
+    def _sentences(self) -> list[tuple[int, str]]:
+        return [
+            (number, sentence)
+            for number, chunk in enumerate(self.source.chunks)
+            for sentence in sentences(chunk)
+        ]
+
+    def _write(
+        self, prompts: Sequence[str], *, n: int, tokens: int, stop: Sequence[str] = ()
+    ) -> list[list[str]]:
+        drafts = self.generator.complete(
+            prompts,
+            n=n,
+            max_tokens=tokens,
+            temperature=self.recipe.temperature,
+            seed=self.recipe.seed,
+            stop=stop,
+            on_progress=lambda done: self.on_progress(done, len(prompts)),
+        )
+        return [[text.strip() for text in texts] for texts in drafts]
+
+
+def is_grounded(question: str, sentence: str, title_words: set[str]) -> bool:
+    """Whether the question is about the sentence: it shares words with it and does not talk shop."""
+    words = content_words(question)
+    if words & _SHOP_TALK:
+        return False
+    return len((words & content_words(sentence)) - title_words) >= 2
