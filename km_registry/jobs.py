@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Protocol
 
 from redis import Redis
@@ -20,6 +21,8 @@ QUEUE_NAME = "km-train"
 #: Named by a string: the registry does not import the worker.
 WORKER_FUNCTION = "trainer_worker.worker.run_job"
 _FAILURE_SECONDS = 24 * 3600
+#: Longest wait for a child that was told to end; RQ kills it at once.
+_STOP_SECONDS = 5.0
 _OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 
 
@@ -31,7 +34,10 @@ class JobQueue(Protocol):
         ...
 
     def stop(self, job_id: str) -> None:
-        """Take the job out of the queue, or end the worker's child that runs it. Unknown ids are ignored."""
+        """Take the job out of the queue, or end the worker's child that runs it and wait until it has ended.
+
+        Unknown ids are ignored.
+        """
         ...
 
     def waiting(self) -> list[str]:
@@ -112,17 +118,29 @@ class RqJobQueue:
         """See JobQueue."""
         for rq_id in self._own(self._queue.get_job_ids(), job_id):
             self._delete(rq_id)
-        started = StartedJobRegistry(queue=self._queue).get_job_ids(cleanup=False)
-        for rq_id in self._own(started, job_id):
+        for rq_id in self._running(job_id):
             try:
                 send_stop_job_command(self._redis, rq_id, serializer=JSONSerializer)
             except (NoSuchJobError, InvalidJobOperation):
                 # It ended in this very moment, which is what was wanted.
                 continue
+        self._await_end(job_id)
 
     def waiting(self) -> list[str]:
         """See JobQueue."""
         return [rq_id.rpartition("-")[0] for rq_id in self._queue.get_job_ids()]
+
+    def _running(self, job_id: str) -> list[str]:
+        return self._own(StartedJobRegistry(queue=self._queue).get_job_ids(cleanup=False), job_id)
+
+    def _await_end(self, job_id: str) -> None:
+        """Until the child has gone: what it writes later would outlive the purge. RQ has no event for it.
+
+        A worker that died with its child never says so, hence the limit.
+        """
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._running(job_id) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _enqueue(self, job_id: str, rq_id: str) -> None:
         self._queue.enqueue_call(

@@ -138,6 +138,9 @@ def version() -> None:
 @app.command()
 def demo(
     recipe: Annotated[str, typer.Option(help='Training recipe as JSON, for example {"steps": 200}.')] = "{}",
+    document: Annotated[
+        Path | None, typer.Option(help="Your own .md file, with questions in a .jsonl file beside it.")
+    ] = None,
 ) -> None:
     """Show everything once: upload, training, answers with and without the KM, deletion."""
     import json
@@ -148,7 +151,7 @@ def demo(
         _fail(f'--recipe is not JSON ({error}). Write it like {{"steps": 200}}.')
     from server.demo import main as run
 
-    raise typer.Exit(run(fields))
+    raise typer.Exit(run(fields, document))
 
 
 # --- a client ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,14 +18,18 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from server.demo_scoring import Scorer
 from server.memory import MemoryWatch
+from server.training_display import TrainingDisplay
 
 MODES = ("base", "icl", "km")
 _MAX_TOKENS = 32
+#: Questions in flight at a time.
+_TOGETHER = 8
+#: Tokens of each base answer that are compared before and after; they are asked one by one.
+_COMPARED_TOKENS = 16
 _START_TIMEOUT_S = 300.0
 
 
@@ -41,11 +46,11 @@ class Sample:
     questions: list[dict[str, Any]]
 
 
-def main(recipe: dict[str, Any] | None = None) -> int:
+def main(recipe: dict[str, Any] | None = None, document: Path | None = None) -> int:
     """Run the demo and print its table and its JSON line; 0 when everything held."""
     console = Console()
     try:
-        figures = run(console, recipe or {})
+        figures = run(console, recipe or {}, document)
     except DemoError as error:
         console.print(f"[red]The demo stopped: {error}[/red]")
         return 1
@@ -53,13 +58,15 @@ def main(recipe: dict[str, Any] | None = None) -> int:
     return 0 if figures["after_delete"] == "404" and figures["base_unchanged"] else 1
 
 
-def run(console: Console, recipe: dict[str, Any]) -> dict[str, Any]:
+def run(console: Console, recipe: dict[str, Any], document: Path | None = None) -> dict[str, Any]:
     """The whole story on a server with a fresh data directory; returns the figures.
+
+    `document` is a Markdown file with its questions beside it (.jsonl), the sample in the package otherwise.
 
     Raises:
         DemoError: the server did not start, or the training failed.
     """
-    sample = load_sample()
+    sample = load_sample(document)
     with tempfile.TemporaryDirectory(prefix="km-demo-") as directory, _server(Path(directory)) as server:
         url, key, watch = server
         with httpx.Client(
@@ -70,12 +77,25 @@ def run(console: Console, recipe: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def load_sample() -> Sample:
-    """The sample document that lies in the package."""
+def load_sample(document: Path | None = None) -> Sample:
+    """The document and its questions; without a path, those that lie in the package.
+
+    Raises:
+        DemoError: a file is missing, or is not what it should be.
+    """
     folder = files("server") / "samples"
-    heading, _, text = (folder / "demo.md").read_text(encoding="utf-8").partition("\n")
-    lines = (folder / "demo.jsonl").read_text(encoding="utf-8").splitlines()
-    return Sample(heading.lstrip("# ").strip(), text.strip(), [json.loads(line) for line in lines])
+    text_file = document or folder / "demo.md"
+    questions_file = document.with_suffix(".jsonl") if document else folder / "demo.jsonl"
+    try:
+        heading, _, text = text_file.read_text(encoding="utf-8").partition("\n")
+        lines = questions_file.read_text(encoding="utf-8").splitlines()
+        questions = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DemoError(
+            f"{error}. A document is a .md file whose first line is its title; beside it lies a .jsonl file "
+            'of the same name with lines like {"question": "…", "answers": ["…"]}.'
+        ) from error
+    return Sample(heading.lstrip("# ").strip(), text.strip(), questions)
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:
@@ -92,7 +112,7 @@ def _story(
     http: httpx.Client, scorer: Scorer, sample: Sample, recipe: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     questions = [question["question"] for question in sample.questions]
-    before = scorer.base_tokens(questions, _MAX_TOKENS)
+    before = scorer.base_tokens(questions, _COMPARED_TOKENS)
     uploaded = _checked(
         http.post("/documents", json={"title": sample.title, "text": sample.text, "recipe": recipe})
     )
@@ -102,7 +122,7 @@ def _story(
     km = _checked(http.get(f"/documents/{document_id}"))["km"]
 
     console.print(f"Trained in {seconds:.0f} s. Asking {len(questions)} questions in three ways …")
-    answers = {mode: [_ask(http, document_id, one, mode) for one in questions] for mode in MODES}
+    answers = {mode: _ask_all(http, document_id, questions, mode) for mode in MODES}
     nll = scorer.answer_nll(document_id, sample.title, sample.text, sample.questions)
     console.print(_table(sample, answers))
 
@@ -110,7 +130,7 @@ def _story(
     console.print(f"Deleted; the receipt says what was purged: {json.dumps(receipt['purged'])}")
     gone = http.post("/answer", json={"document_id": document_id, "question": questions[0]}).status_code
     console.print(f"Asked again: {gone}. Asking the base model the same questions again …")
-    after = scorer.base_tokens(questions, _MAX_TOKENS)
+    after = scorer.base_tokens(questions, _COMPARED_TOKENS)
     right = {
         mode: sum(
             is_right(given["answer"], asked["answers"])
@@ -136,6 +156,11 @@ def _mean_prompt(answers: list[dict[str, Any]]) -> float:
     return round(tokens / len(answers), 1)
 
 
+def _ask_all(http: httpx.Client, document_id: str, questions: list[str], mode: str) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        return list(pool.map(lambda question: _ask(http, document_id, question, mode), questions))
+
+
 def _ask(http: httpx.Client, document_id: str, question: str, mode: str) -> dict[str, Any]:
     body = {"document_id": document_id, "question": question, "mode": mode, "max_tokens": _MAX_TOKENS}
     return _checked(http.post("/answer", json=body))
@@ -151,31 +176,15 @@ def _checked(response: httpx.Response) -> dict[str, Any]:
 def _watch_training(http: httpx.Client, document_id: str, console: Console) -> float:
     """Show the training as it goes; seconds from upload to publication."""
     began = time.monotonic()
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console) as progress:
-        tasks: dict[str, TaskID] = {}
+    with TrainingDisplay(console) as display:
         for kind, data in _events(http, document_id):
             if kind == "progress":
-                _show(progress, tasks, data)
+                display.show(data)
             elif kind == "published":
                 return time.monotonic() - began
             elif kind in ("failed", "cancelled"):
                 raise DemoError(f"the training ended as {kind}: {data.get('error', 'no reason given')}")
     raise DemoError("the server ended the event stream before the training was over")
-
-
-def _show(progress: Progress, tasks: dict[str, TaskID], data: dict[str, Any]) -> None:
-    stage, step, total = data["stage"], data["step"], data["total_steps"]
-    if stage not in tasks:
-        for task in tasks.values():
-            progress.update(task, total=1, completed=1)
-        tasks[stage] = progress.add_task(stage, total=total or None, note="")
-    note = f"{step}/{total}" if total else ""
-    if "loss" in data:
-        note += f"  loss {data['loss']:.3f}"
-    if "seconds_left" in data:
-        note += f"  {data['seconds_left']:.0f} s left"
-    progress.update(tasks[stage], completed=step if total else 0, note=note)
 
 
 def _events(http: httpx.Client, document_id: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,15 +41,23 @@ class Scorer:
         self, document_id: str, title: str, text: str, questions: list[dict[str, Any]]
     ) -> dict[str, float]:
         """Mean negative log-likelihood per token of the first accepted answer, by mode, in nats."""
-        totals = {"base": 0.0, "icl": 0.0, "km": 0.0}
-        for asked in questions:
-            bare = encode(self.tokenizer, answer_messages(asked["question"]))
-            full = encode(self.tokenizer, answer_messages(asked["question"], context=text, title=title))
-            answer = self.tokenizer.encode(asked["answers"][0], add_special_tokens=False)
-            totals["base"] += self._nll("base", bare, answer)
-            totals["icl"] += self._nll("base", full, answer)
-            totals["km"] += self._nll(document_id, bare, answer)
-        return {mode: total / len(questions) for mode, total in totals.items()}
+        asked = [one["question"] for one in questions]
+        bare = [encode(self.tokenizer, answer_messages(one)) for one in asked]
+        full = [encode(self.tokenizer, answer_messages(one, context=text, title=title)) for one in asked]
+        answers = [self.tokenizer.encode(one["answers"][0], add_special_tokens=False) for one in questions]
+        return {
+            mode: self._mean_nll(model, prompts, answers)
+            for mode, model, prompts in (
+                ("base", "base", bare),
+                ("icl", "base", full),
+                ("km", document_id, bare),
+            )
+        }
+
+    def _mean_nll(self, model: str, prompts: list[list[int]], answers: list[list[int]]) -> float:
+        with ThreadPoolExecutor(4) as pool:
+            nlls = list(pool.map(lambda pair: self._nll(model, *pair), zip(prompts, answers, strict=True)))
+        return sum(nlls) / len(nlls)
 
     def _nll(self, model: str, prompt: list[int], answer: list[int]) -> float:
         choice = self._complete(model, prompt + answer, max_tokens=0, echo=True)

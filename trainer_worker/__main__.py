@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import sys
 
+from pydantic import ValidationError
+
 from km_registry.errors import KMError
 from trainer_worker.config import TrainerSettings
 
 
 def main() -> int:
     """Read the settings, import what jobs need, work until stopped. Exit code 2 when it cannot start."""
-    settings = TrainerSettings()
+    try:
+        settings = TrainerSettings()
+    except ValidationError as error:
+        sys.stderr.write(f"km worker: {error}\n")
+        return 2
     os.nice(settings.niceness)
-    # glibc returns every large tensor's pages at once and faults them in again at the next step.
+    # The tokenizer's threads would not survive the fork, and it warns about that.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Imported before the children are forked, so that no job waits for it. Importing starts no threads.
     import trainer_worker.pipeline  # noqa: F401

@@ -66,7 +66,10 @@ def export_km(
         "use_rslora": False,
     }
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    rows = "\n".join(f"| {name} | {value} |" for name, value in sorted(metrics.items()))
+    # Only what the training decides: times would give every run of the same recipe another content digest.
+    rows = "\n".join(
+        f"| {name} | {value} |" for name, value in sorted(metrics.items()) if not isinstance(value, dict)
+    )
     (directory / "README.md").write_text(
         _CARD.format(
             prompt_format=PROMPT_FORMAT, base_model=base_model, fingerprint=base_fingerprint, rows=rows

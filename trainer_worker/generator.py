@@ -72,6 +72,8 @@ class Generator:
                 # Apart for every batch: equal seeds would make like prompts continue alike.
                 "seed": seed + start,
                 "stop": list(stop) or None,
+                # The chat template has put the special tokens in already.
+                "add_special_tokens": False,
             }
             texts = self._post(body)
             if len(texts) != n * len(batch):
@@ -84,7 +86,9 @@ class Generator:
 
     def _post(self, body: dict[str, Any]) -> list[str]:
         try:
-            for attempt in stamina.retry_context(on=_passing, attempts=5, wait_initial=0.5, wait_max=10.0):
+            for attempt in stamina.retry_context(
+                on=_passing, attempts=5, timeout=None, wait_initial=0.5, wait_max=10.0
+            ):
                 with attempt:
                     response = self._http.post(f"{self._url}/completions", json=body)
                     response.raise_for_status()
@@ -96,8 +100,14 @@ class Generator:
             raise GeneratorError(
                 f"{self._url} cannot be reached ({error}); is the server running, is KM_GENERATOR_URL right?"
             ) from error
-        choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
-        return [str(choice["text"]) for choice in choices]
+        try:
+            choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
+            return [str(choice["text"]) for choice in choices]
+        except (ValueError, KeyError, TypeError) as error:
+            raise GeneratorError(
+                f"{self._url} does not answer as an OpenAI-compatible endpoint "
+                f"({type(error).__name__}: {error}); is KM_GENERATOR_URL right?"
+            ) from error
 
 
 def _passing(error: Exception) -> bool:

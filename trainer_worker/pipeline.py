@@ -54,6 +54,11 @@ def train_km(registry: Registry, settings: TrainerSettings, job: Job) -> KM:
     source = Source(document.title, chunk_texts(text, tokenizer, recipe))
 
     samples = synthesise(source, recipe, settings, tokenizer, report)
+    if not samples:
+        raise KMError(
+            f"No synthetic text of kind {' or '.join(recipe.kinds)} could be made of the document; "
+            f"add the kind repeat to the recipe"
+        )
     examples = build_examples(samples, source, tokenizer, recipe)
     torch.manual_seed(recipe.seed)
     model = load_student(base, recipe)
@@ -139,7 +144,8 @@ def split(pairs: list[Pair], recipe: Recipe) -> tuple[list[Pair], list[Pair]]:
     """What is trained on, and what is held out: a share of the samples that are not verbatim."""
     free = [index for index, pair in enumerate(pairs) if pair.example.kind not in _VERBATIM]
     random.Random(recipe.seed).shuffle(free)  # noqa: S311  reproducible, not a secret
-    held = set(free[: round(len(free) * recipe.heldout_share)])
+    # Something must be left to train on, however few samples there are.
+    held = set(free[: min(round(len(free) * recipe.heldout_share), len(pairs) - 1)])
     fit = [pair for index, pair in enumerate(pairs) if index not in held]
     return fit, [pairs[index] for index in sorted(held)]
 
@@ -169,6 +175,6 @@ def publish(
             metrics=metrics,
         )
         return registry.publish(job.id, job.attempt, staged, metrics)
-    except KMError:
+    except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

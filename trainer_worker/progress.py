@@ -17,13 +17,13 @@ class Reporter:
     def __init__(self, registry: Registry, job: Job) -> None:
         self._registry = registry
         self._job = job
-        self._stage = Stage.WAITING
+        self._stage, self._total = Stage.WAITING, 0
         self._began = self._last = 0.0
         #: Seconds that each stage took.
         self.seconds: dict[str, float] = {}
 
     def stage(self, stage: Stage, total: int = 0, **data: float | str | int) -> None:
-        """A new stage begins, of `total` steps."""
+        """A new stage begins, of `total` steps; 0 when nobody knows how many."""
         self._close()
         self._stage, self._total = stage, total
         self._began = time.monotonic()
@@ -32,9 +32,10 @@ class Reporter:
     def step(self, step: int, **data: float | str | int) -> None:
         """So many steps of the stage are done. Not every one is written, the last one always."""
         now = time.monotonic()
-        if step < self._total and now - self._last < _INTERVAL_S:
+        is_last = 0 < self._total <= step
+        if not is_last and now - self._last < _INTERVAL_S:
             return
-        if step:
+        if step and self._total:
             data["seconds_left"] = round((now - self._began) / step * (self._total - step), 1)
         self._write(step, data)
 

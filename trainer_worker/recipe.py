@@ -18,12 +18,12 @@ class RecipeError(KMError):
 class Recipe(BaseModel):
     """How a KM is made. The defaults are for documents of some hundred tokens and a small base model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything that is drawn")
 
     kinds: tuple[Kind, ...] = Field(
-        ("recall", "repeat", "qa", "summary"), description="kinds of synthetic text that are mixed"
+        ("recall", "repeat", "qa"), description="kinds of synthetic text that are mixed"
     )
     chunk_tokens: int = Field(128, ge=16, description="longest chunk the teacher reads, in tokens")
     questions_per_sentence: int = Field(2, ge=1, le=16)
@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     rank: int = Field(16, ge=1, le=256)
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    learning_rate: float = Field(2e-3, gt=0, le=1)
     warmup: float = Field(0.06, ge=0, le=1, description="share of the steps")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     kl_weight: float = Field(1.0, ge=0)
@@ -63,16 +63,23 @@ _STEPS_PER_TOKEN = 0.22
 
 
 def parse_recipe(fields: dict[str, Any], *, rank: int) -> Recipe:
-    """The recipe an upload asked for; `rank` is the server's, unless it names its own.
+    """The recipe an upload asked for; `rank` is the server's, unless it names a lower one.
 
     Raises:
         RecipeError: a field is unknown or out of range; the message names it.
     """
+    defaults = {"rank": rank, "alpha": fields.get("rank", rank)}
     try:
-        return Recipe.model_validate({"rank": rank, "alpha": float(rank)} | fields)
+        recipe = Recipe.model_validate(defaults | fields)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'recipe'}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         )
         raise RecipeError(f"The recipe cannot work: {problems}") from error
+    if recipe.rank > rank:
+        raise RecipeError(
+            f"The recipe cannot work: rank: {recipe.rank} is above the {rank} this server serves; "
+            f"lower it, or set KM_LORA_RANK"
+        )
+    return recipe

@@ -29,6 +29,8 @@ _ASK_SYSTEM = "You write quiz questions."
 _SHOP_TALK = frozenset(
     ["sentence", "sentences", "question", "questions", "answer", "answers", "document", "text", "quiz"]
 )
+#: Least share of an answer's new words that must stand in the chunk.
+_TOLD_SHARE = 0.75
 _QUESTION_TOKENS = 28
 _ANSWER_TOKENS = 40
 
@@ -114,10 +116,15 @@ class Synthesis:
             for number, question in questions
         ]
         answers = self._write(prompts, n=1, tokens=_ANSWER_TOKENS)
+        title_words = content_words(self.source.title)
         samples = []
         for (number, question), drafts in zip(questions, answers, strict=True):
             first = sentences(drafts[0])[:1]
-            samples += [Sample("qa", number, question, answer) for answer in first]
+            samples += [
+                Sample("qa", number, question, answer)
+                for answer in first
+                if is_told(answer, question, self.source.chunks[number], title_words)
+            ]
         return samples
 
     def _questions(self) -> list[tuple[int, str]]:
@@ -163,6 +170,15 @@ class Synthesis:
             on_progress=lambda done: self.on_progress(done, len(prompts)),
         )
         return [[text.strip() for text in texts] for texts in drafts]
+
+
+def is_told(answer: str, question: str, chunk: str, title_words: set[str]) -> bool:
+    """Whether the answer says something that the chunk says and the question does not, and little else.
+
+    A weak generator's eloquence teaches the KM to be eloquent instead of right.
+    """
+    news = content_words(answer) - content_words(question) - title_words
+    return bool(news) and len(news & content_words(chunk)) / len(news) >= _TOLD_SHARE
 
 
 def is_grounded(question: str, sentence: str, title_words: set[str]) -> bool:

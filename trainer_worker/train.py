@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from km_registry.errors import KMError
 from trainer_worker.lora import lora_parameters, restore, snapshot
 from trainer_worker.losses import hidden_l1, kl_from_hidden
 from trainer_worker.pairs import BatchStream, Pair, fixed_batches, student_states
 from trainer_worker.recipe import Recipe
 
 
-class TrainingError(Exception):
+class TrainingError(KMError):
     """The training cannot go on."""
 
 

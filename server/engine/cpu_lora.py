@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.engine.engine_processes import end_with_parent
+
 #: Versions of vLLM whose hook point and calling convention were read and tested: from, up to, not including.
 VERIFIED_FROM = (0, 32)
 VERIFIED_BELOW = (0, 33)
@@ -22,13 +24,16 @@ class UnsafeEngineError(RuntimeError):
 
 
 def register() -> None:
-    """Entry point of the plugin. Cheap, idempotent, and without effect on any platform but CPU.
+    """Entry point of the plugin. Cheap and idempotent; the operator is replaced on the CPU platform only.
+
+    It runs in every vLLM process, so it also sees to it that the engine's does not outlive the server's.
 
     Raises:
         UnsafeEngineError: this vLLM is not verified; serving with the leaking operator is no option.
     """
     from vllm.platforms import current_platform
 
+    end_with_parent()
     if current_platform.is_cpu():
         from vllm import __version__
 

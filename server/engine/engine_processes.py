@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
+import threading
 
 import psutil
 
@@ -12,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 _AFTER_TERM = 2.0
 _AFTER_KILL = 2.0
+#: vLLM's name, or the start of it, for the process that this server starts.
+_ENGINE_CORE = "EngineCore"
 
 
 def started_since(before: set[int | None]) -> list[psutil.Process]:
@@ -45,3 +49,19 @@ def end(processes: list[psutil.Process], patience: float = 4.0) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=_AFTER_KILL)
+
+
+def end_with_parent() -> None:
+    """In an engine's process: end it as soon as the server's is gone, however that ended. Elsewhere: nothing.
+
+    vLLM leaves its engine behind when the server is killed.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not multiprocessing.current_process().name.startswith(_ENGINE_CORE):
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

@@ -54,7 +54,7 @@ class EngineConfig:
     max_model_len: int = 4096
     kv_cache_bytes: int = 2**30
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 4096
     dtype: str = "auto"
     seed: int = 0
     cpu_cores: str | None = None
@@ -132,13 +132,15 @@ class VllmEngine:
             if on_cpu:
                 cpu_lora.require_plugin(os.environ.get("VLLM_PLUGINS"))
                 cpu_lora.register()
+            max_model_len = min(config.max_model_len, context_length(config.model))
             args = AsyncEngineArgs(
                 model=str(config.model),
                 dtype=resolve_dtype(config.dtype, on_cpu=on_cpu),
                 seed=config.seed,
-                max_model_len=min(config.max_model_len, context_length(config.model)),
+                max_model_len=max_model_len,
                 max_num_seqs=config.max_num_seqs,
-                max_num_batched_tokens=config.max_num_batched_tokens,
+                max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
+                **(_cpu_scheduling() if on_cpu else {}),
                 kv_cache_memory_bytes=config.kv_cache_bytes,
                 enable_prefix_caching=True,
                 scheduling_policy="priority",
@@ -337,6 +339,16 @@ def _executor(*, on_cpu: bool) -> dict[str, Any]:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     return {"distributed_executor_backend": UniProcExecutor}
+
+
+def _cpu_scheduling() -> dict[str, Any]:
+    """What vLLM's scheduler must be told on a CPU.
+
+    A prompt that is cut over several steps, with a seed, makes vLLM rewind its generator, which PyTorch's CPU
+    generator cannot: one such request ends the engine. So prompts are not cut. Short blocks let questions of
+    a few dozen tokens share cached prefixes.
+    """
+    return {"enable_chunked_prefill": False, "block_size": 32}
 
 
 def _check_length(request: GenerationRequest, max_model_len: int) -> None:

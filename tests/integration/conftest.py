@@ -21,7 +21,8 @@ RANK = 16
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """torch and vLLM warn about their own insides when they are imported."""
+    """torch and vLLM warn about their own insides, and vLLM leaves its ZeroMQ context to the collector."""
+    config.addinivalue_line("filterwarnings", "ignore:Unclosed context:ResourceWarning")
     for package in ("torch", "vllm"):
         config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{package}")
         config.addinivalue_line("filterwarnings", f"ignore::FutureWarning:{package}")

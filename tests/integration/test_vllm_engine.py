@@ -50,9 +50,9 @@ async def test_mixed_batches_answer_like_each_request_alone(
     engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
 ) -> None:
     def requests() -> list[GenerationRequest]:
-        cases = itertools.product((None, *adapters), TOPICS, (1, 40))
+        cases = itertools.product((None, *adapters), TOPICS, (1, 20))
         return [
-            ask(f"Tell me about {topic}. " * repeat, 8 + 4 * TOPICS.index(topic), adapter=adapter)
+            ask(f"Tell me about {topic}. " * repeat, 6 + 3 * TOPICS.index(topic), adapter=adapter)
             for adapter, topic, repeat in cases
         ]
 

@@ -1,0 +1,43 @@
+"""`km demo` as a new user runs it, with a training of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+
+from tests.e2e.conftest import QUICK
+
+KEYS = {
+    *("train_seconds", "recovered", "questions", "right_base", "right_icl", "right_km", "peak_rss_gb"),
+    *("nll_base", "nll_icl", "nll_km", "prompt_tokens_icl", "prompt_tokens_km", "after_delete"),
+    "base_unchanged",
+}
+
+
+def test_the_demo_tells_the_whole_story_and_leaves_nothing_running() -> None:
+    before = {process.pid for process in psutil.process_iter()}
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "demo", "--recipe", json.dumps(QUICK)],
+        env={name: value for name, value in os.environ.items() if not name.startswith("KM_")},
+        capture_output=True,
+        text=True,
+        timeout=480,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(figures) == KEYS
+    assert figures["questions"] == 20
+    assert figures["right_base"] == 0
+    assert figures["right_icl"] > 0
+    assert figures["nll_icl"] < figures["nll_base"]
+    assert figures["prompt_tokens_km"] <= 60
+    assert figures["prompt_tokens_icl"] > 600
+    assert figures["after_delete"] == "404"
+    assert figures["base_unchanged"] is True
+    assert 0 < figures["peak_rss_gb"] <= 8
+    ours = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
+    assert [one.info["cmdline"] for one in ours if "km-demo-" in " ".join(one.info["cmdline"] or [])] == []

@@ -1,0 +1,117 @@
+"""A tiny base model, its tokenizer, and examples, which tests of the trainer share."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stamina
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer_worker.examples import Example
+from trainer_worker.lora import add_lora, lora_parameters
+from trainer_worker.pairs import Pair
+from trainer_worker.teacher import compute_targets
+
+from .tiny import save_tiny_base
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch warns about its own insides when it is imported."""
+    for package in ("torch", "transformers", "peft"):
+        config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{package}")
+        config.addinivalue_line("filterwarnings", f"ignore::FutureWarning:{package}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices this small are slower on many threads, by far where other processes want the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the tiny base model."""
+    return save_tiny_base(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base_dir: Path) -> Any:
+    """The tiny model's tokenizer."""
+    return AutoTokenizer.from_pretrained(base_dir)
+
+
+@pytest.fixture(scope="session")
+def _loaded(base_dir: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def base(_loaded: Any) -> Any:
+    """The tiny model of this test's own."""
+    return copy.deepcopy(_loaded)
+
+
+@pytest.fixture
+def make_student(_loaded: Any) -> Callable[..., Any]:
+    """Makes tiny models with a LoRA; `noise` fills B, which otherwise is zero and changes nothing."""
+
+    def make(*, rank: int = 4, alpha: float = 8.0, dropout: float = 0.0, noise: float = 0.0) -> Any:
+        torch.manual_seed(7)
+        model = copy.deepcopy(_loaded)
+        add_lora(model, rank=rank, alpha=alpha, dropout=dropout)
+        if noise:
+            with torch.no_grad():
+                for parameter in lora_parameters(model)[1::2]:
+                    parameter.normal_(0, noise)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_examples() -> Callable[..., list[Example]]:
+    """Makes examples of several lengths whose teacher prompts begin with their chunk."""
+
+    def make(count: int, *, chunks: int = 2, seed: int = 3) -> list[Example]:
+        draw = random.Random(seed)
+
+        def ids(length: int) -> tuple[int, ...]:
+            return tuple(draw.randrange(4, 300) for _ in range(length))
+
+        contexts = [ids(11 + 3 * number) for number in range(chunks)]
+        examples = []
+        for number in range(count):
+            instruction, target = ids(draw.randint(2, 6)), ids(draw.randint(1, 9))
+            chunk = number % chunks
+            examples.append(Example("qa", chunk, contexts[chunk] + instruction, instruction, target))
+        return examples
+
+    return make
+
+
+@pytest.fixture
+def make_pairs(make_examples: Callable[..., list[Example]]) -> Callable[..., list[Pair]]:
+    """Makes pairs whose targets the given model's base computed."""
+
+    def make(model: Any, count: int, *, examples: Sequence[Example] | None = None) -> list[Pair]:
+        made = list(examples) if examples is not None else make_examples(count)
+        targets = compute_targets(model, made, batch_tokens=64, on_progress=lambda _done: None)
+        return [Pair(example, target) for example, target in zip(made, targets, strict=True)]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """Retries do not wait, and are as many as in production."""
+    with stamina.set_testing(True, attempts=5, cap=True):
+        yield
