@@ -23,7 +23,7 @@ lint: setup  ## ruff, mypy, import arrows
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@.venv/bin/lint-imports
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as run; run()'
 
 format: setup  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .

@@ -84,6 +84,7 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
             max_cpu_loras=settings.max_cpu_loras,
             max_lora_rank=settings.lora_rank,
             kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
+            dtype=settings.dtype,
         )
     )
 

