@@ -85,7 +85,7 @@ class Client:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)
-                yield from _events(response.iter_lines())
+                yield from read_events(response.iter_lines())
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
@@ -115,7 +115,7 @@ def _refusal(response: httpx.Response) -> ClientError:
     return ClientError(f"{message} (HTTP {response.status_code})", response.status_code)
 
 
-def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+def read_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
     """The events of a text/event-stream. Comments (pings) and unknown fields are ignored, as it demands."""
     kind, data = "message", list[str]()
     for line in lines:

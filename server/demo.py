@@ -20,6 +20,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from server.client import read_events
 from server.demo_scoring import Scorer
 from server.memory import MemoryWatch
 from server.training_display import TrainingDisplay
@@ -176,26 +177,17 @@ def _checked(response: httpx.Response) -> dict[str, Any]:
 def _watch_training(http: httpx.Client, document_id: str, console: Console) -> float:
     """Show the training as it goes; seconds from upload to publication."""
     began = time.monotonic()
-    with TrainingDisplay(console) as display:
-        for kind, data in _events(http, document_id):
-            if kind == "progress":
-                display.show(data)
-            elif kind == "published":
+    path = f"/documents/{document_id}/events"
+    with TrainingDisplay(console) as display, http.stream("GET", path) as response:
+        for event in read_events(response.iter_lines()):
+            if event.kind == "progress":
+                display.show(event.data)
+            elif event.kind == "published":
                 return time.monotonic() - began
-            elif kind in ("failed", "cancelled"):
-                raise DemoError(f"the training ended as {kind}: {data.get('error', 'no reason given')}")
+            elif event.kind in ("failed", "cancelled"):
+                reason = event.data.get("error", "no reason given")
+                raise DemoError(f"the training ended as {event.kind}: {reason}")
     raise DemoError("the server ended the event stream before the training was over")
-
-
-def _events(http: httpx.Client, document_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with http.stream("GET", f"/documents/{document_id}/events") as response:
-        kind = ""
-        for line in response.iter_lines():
-            name, _, value = line.partition(": ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                yield kind, json.loads(value)
 
 
 def _table(sample: Sample, answers: dict[str, list[dict[str, Any]]]) -> Table:

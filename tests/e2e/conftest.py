@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.client import read_events
+
 #: A training of seconds: enough to be asked, measured and deleted, not to be good.
 QUICK = {"kinds": ["recall", "qa"], "questions_per_sentence": 1, "steps": 12, "batch_tokens": 192}
 _START_S = 240.0
@@ -62,14 +64,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def events(client: httpx.Client, document_id: str) -> list[tuple[str, dict[str, Any]]]:
     """Every event of the document's job until its last."""
-    found = []
     with client.stream("GET", f"/documents/{document_id}/events") as response:
         assert response.status_code == 200
-        kind = ""
-        for line in response.iter_lines():
-            name, _, value = line.partition(": ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                found.append((kind, json.loads(value)))
-    return found
+        return [(event.kind, event.data) for event in read_events(response.iter_lines())]
