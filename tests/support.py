@@ -1,4 +1,4 @@
-"""What tests of several packages need to make: small, valid KMs."""
+"""What tests of several packages need to make: small, valid KMs and KEs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from km_registry.artifacts import write_manifest
+from km_registry.artifacts import write_ke_manifest, write_manifest
 from km_registry.prompts import PROMPT_FORMAT
 from km_registry.registry import Registry
 from km_registry.types import Document, Job
@@ -45,6 +45,40 @@ def write_km(directory: Path, document: Document, *, rank: int = 4, **fields: An
         "rank": rank,
     }
     write_manifest(directory, described | fields)
+    return directory
+
+
+def write_ke(
+    directory: Path,
+    *,
+    rank: int = 4,
+    fill: float = 0.25,
+    weights: tuple[float, float] = (0.75, 0.5),
+    **fields: Any,
+) -> Path:
+    """A complete KE for the module that KMs of tests adapt, with the scalars `weights` (w_M, w_E)."""
+    write_adapter(directory, rank=rank, fill=fill)
+    scalars = {
+        f"model.layers.0.self_attn.q_proj.{name}": np.array([value], dtype=np.float32)
+        for name, value in zip(("w_M", "w_E"), weights, strict=True)
+    }
+    save_file(scalars, directory / "composition.safetensors")
+    (directory / "README.md").write_text("A KE made by a test.\n")
+    described = {
+        "name": "answers",
+        "base_model": "test",
+        "base_fingerprint": BASE_FINGERPRINT,
+        "rank": rank,
+        "alpha": rank,
+        "prompt_format": PROMPT_FORMAT,
+        "trained": "km+ke",
+        "seed": 0,
+        "data": "made up",
+        "licence": "CC0-1.0",
+        "metrics": {"answer_nll": 1.5},
+        "made": {},
+    }
+    write_ke_manifest(directory, described | fields)
     return directory
 
 

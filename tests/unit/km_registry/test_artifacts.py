@@ -10,20 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from km_registry.artifacts import (
+    COMPOSITION,
     CONFIG,
     MANIFEST,
     WEIGHTS,
-    atomic_write,
     digest,
-    purge_dir,
     verify,
+    verify_ke,
+    write_ke_manifest,
     write_manifest,
 )
 from km_registry.errors import ArtifactError
 from km_registry.types import Document
-from tests.support import BASE_FINGERPRINT, write_adapter, write_km
+from tests.support import BASE_FINGERPRINT, write_adapter, write_ke, write_km
 
 DOCUMENT = Document("doc_1", "usr_1", "Kaldvik", "d" * 64, 1, datetime.now(UTC))
 FIELDS = {
@@ -34,9 +36,17 @@ FIELDS = {
 }
 
 
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
 @pytest.fixture
 def km(tmp_path: Path) -> Path:
     return write_km(tmp_path / "km", DOCUMENT)
+
+
+@pytest.fixture
+def ke(tmp_path: Path) -> Path:
+    return write_ke(tmp_path / "ke")
 
 
 def write_weights(path: Path, dtype: str, bits: np.ndarray, name: str = "x.lora_A.weight") -> None:
@@ -187,31 +197,86 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert len({digest(first), digest(other_base), digest(write_manifest(other_weights, FIELDS))}) == 3
 
 
-def test_an_atomic_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "file"
-    atomic_write(path, b"one")
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
-
-    def full(_: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        atomic_write(path, b"two")
-    assert path.read_bytes() == b"one"
-    assert list(path.parent.iterdir()) == [path]
+# --- KEs
 
 
-def test_purging_counts_bytes_and_follows_no_link(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "kept").write_bytes(b"kept")
-    inside = tmp_path / "inside"
-    (inside / "deep").mkdir(parents=True)
-    (inside / "deep" / "a").write_bytes(b"12345")
-    (inside / "link").symlink_to(outside)
-    assert purge_dir(inside) == 5 + len(str(outside))
-    assert not inside.exists()
-    assert purge_dir(inside) == 0
-    assert (outside / "kept").read_bytes() == b"kept"
+def rewritten(ke: Path, **fields: object) -> Path:
+    """The KE with a manifest of what its directory holds now."""
+    manifest = json.loads((ke / MANIFEST).read_text())
+    write_ke_manifest(ke, manifest | fields)
+    return ke
+
+
+def test_a_ke_verifies_as_it_was_written(ke: Path) -> None:
+    manifest = verify_ke(ke, base_fingerprint=BASE_FINGERPRINT, max_rank=4)
+    assert manifest == json.loads((ke / MANIFEST).read_text())
+    assert (manifest["format"], manifest["kind"], manifest["name"]) == (1, "ke", "answers")
+    assert set(manifest["files"]) == {WEIGHTS, CONFIG, COMPOSITION, "README.md"}
+
+
+def test_a_ke_is_no_km_and_a_km_is_no_ke(km: Path, ke: Path) -> None:
+    with pytest.raises(ArtifactError, match="no KM of format 1"):
+        verify(ke)
+    with pytest.raises(ArtifactError, match="no KE of format 1"):
+        verify_ke(km)
+
+
+@pytest.mark.parametrize("name", [COMPOSITION, "README.md", WEIGHTS])
+def test_a_ke_without_one_of_its_files_is_refused(ke: Path, name: str) -> None:
+    (ke / name).unlink()
+    with pytest.raises(ArtifactError, match=f"names no {name}"):
+        verify_ke(rewritten(ke))
+
+
+def test_a_ke_that_was_altered_is_refused(ke: Path) -> None:
+    _flip(ke)
+    with pytest.raises(ArtifactError, match="altered"):
+        verify_ke(ke)
+
+
+def test_a_ke_for_another_base_model_or_of_too_high_a_rank_is_refused(ke: Path) -> None:
+    with pytest.raises(ArtifactError, match="base model"):
+        verify_ke(ke, base_fingerprint="0" * 64)
+    with pytest.raises(ArtifactError, match="rank 4, more than 2; raise KM_KE_RANK"):
+        verify_ke(ke, max_rank=2)
+
+
+def test_an_alpha_that_the_configuration_does_not_have_is_refused(ke: Path) -> None:
+    with pytest.raises(ArtifactError, match="alpha 4, the manifest says 8"):
+        verify_ke(rewritten(ke, alpha=8))
+
+
+@pytest.mark.parametrize(
+    ("scalars", "said"),
+    [
+        ({f"{LAYER}.w_M": np.ones(1, np.float32)}, "other layers"),
+        ({f"{LAYER}.w_M": np.ones(1, np.float32), "other.w_E": np.ones(1, np.float32)}, "other layers"),
+        ({f"{LAYER}.{w}": np.ones(2, np.float32) for w in ("w_M", "w_E")}, "one float32 number"),
+        ({f"{LAYER}.{w}": np.ones(1, np.float16) for w in ("w_M", "w_E")}, "one float32 number"),
+        ({f"{LAYER}.{w}": np.full(1, np.nan, np.float32) for w in ("w_M", "w_E")}, "not finite"),
+    ],
+)
+def test_a_composition_must_weigh_every_layer(ke: Path, scalars: dict[str, np.ndarray], said: str) -> None:
+    save_file(scalars, ke / COMPOSITION)
+    with pytest.raises(ArtifactError, match=said):
+        verify_ke(rewritten(ke))
+
+
+@pytest.mark.parametrize("name", [f"{LAYER}.lora_A.weight", f"base_model.model.{LAYER}.lora_A.weight"])
+def test_a_ke_must_be_pairs_under_peft_names(ke: Path, name: str) -> None:
+    save_file({name: np.ones((4, 8), np.float32)}, ke / WEIGHTS)
+    with pytest.raises(ArtifactError, match="not pairs of"):
+        verify_ke(rewritten(ke))
+
+
+def test_a_kes_manifest_must_be_whole(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="lacks base_model, base_fingerprint, rank, alpha, prompt_format"):
+        write_ke_manifest(write_adapter(tmp_path / "ke"), {"name": "answers"})
+
+
+def test_a_kes_digest_is_of_its_files(tmp_path: Path) -> None:
+    one = digest(verify_ke(write_ke(tmp_path / "a", name="one", seed=1)))
+    same = digest(verify_ke(write_ke(tmp_path / "b", name="other", seed=2)))
+    other = digest(verify_ke(write_ke(tmp_path / "c", weights=(0.5, 0.5))))
+    assert one == same
+    assert one != other
