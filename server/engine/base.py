@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,14 @@ class AdapterLoadError(EngineUnavailableError):
     """The engine cannot load this adapter; others are not concerned."""
 
 
+class UnsupportedRequestError(ValueError):
+    """The engine does not take this request; the message says what to change. `param` names the field."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """A LoRA adapter as the engine knows it. Name, id and path belong together for ever."""
@@ -34,7 +42,10 @@ class GenerationRequest:
     """One prompt, as token ids, and how to go on from it.
 
     `adapter` None asks the bare base model. `cache_salt` keeps cached prefixes apart.
-    With `prompt_logprobs` the result holds one log-probability for every prompt token but the first.
+    With `logprobs` the result holds the log-probability of every token that was written, with
+    `prompt_logprobs` that of every prompt token but the first, each with the `top_logprobs` likeliest tokens
+    at its place. `max_tokens` 0 scores the prompt and writes nothing.
+    `json_schema`, a JSON schema as text, is what the answer is held to; it ends when it fits.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -46,28 +57,96 @@ class GenerationRequest:
     adapter: Adapter | None = None
     priority: int = PRIORITY_USER
     cache_salt: str | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: bool = False
     prompt_logprobs: bool = False
+    top_logprobs: int = 0
+    json_schema: str | None = None
     ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's log-probability (nats), and the likeliest tokens at its place with theirs, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer. `finish_reason` ("stop", "length") is set on the last one only."""
+    """A piece of an answer. `finish_reason` ("stop", "length") is set on the last one only.
+
+    `text` may be empty: while its end may be the beginning of a stop text, or half a character.
+    `logprobs` belong to `token_ids`; None when not asked for. `prompt_logprobs` come with the first.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A whole answer."""
+    """A whole answer. `first_token_s` is the time from the request to its first token, in seconds."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
     prompt_tokens: int
-    prompt_logprobs: tuple[float | None, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    first_token_s: float | None = None
+
+
+def joined(request: GenerationRequest, deltas: list[Delta], first_token_s: float) -> Generation:
+    """The whole answer that the pieces of a stream make."""
+    last = deltas[-1]
+    assert last.finish_reason is not None
+    return Generation(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        finish_reason=last.finish_reason,
+        prompt_tokens=len(request.prompt_token_ids),
+        logprobs=tuple(one for delta in deltas for one in delta.logprobs or ()) if request.logprobs else None,
+        prompt_logprobs=tuple(one for delta in deltas for one in delta.prompt_logprobs or ())
+        if request.prompt_logprobs
+        else None,
+        first_token_s=first_token_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What an engine is doing, and what it did since it started. No name of an adapter is in it.
+
+    Requests are `waiting` until their first token, then `answering`. Of the `slots` that one batch may mix,
+    `pinned` ones hold adapters with requests in flight, `idle` ones others. `loads` went from disk to memory,
+    `swaps` from memory to a slot, each with the milliseconds that all of them took together. Of the requests
+    with an adapter, `found_in_memory` needed no load.
+    """
+
+    waiting: int
+    answering: int
+    slots: int
+    pinned: int
+    idle: int
+    in_memory: int
+    adapter_requests: int
+    found_in_memory: int
+    loads: int
+    load_ms: float
+    swaps: int
+    swap_ms: float
+
+    @property
+    def free(self) -> int:
+        """Slots that hold nothing."""
+        return self.slots - self.pinned - self.idle
 
 
 class Engine(Protocol):
@@ -79,15 +158,22 @@ class Engine(Protocol):
     """
 
     async def start(self) -> None:
-        """Load the base model and be ready."""
+        """Load the base model and be ready. After `close` it starts anew, with the same adapters."""
         ...
 
     async def generate(self, request: GenerationRequest) -> Generation:
-        """Run one request to its end."""
+        """Run one request to its end.
+
+        Raises ValueError when the prompt is empty or too long, UnsupportedRequestError for what this engine
+        does not do.
+        """
         ...
 
-    def stream(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """Run one request, piece by piece."""
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Run one request, piece by piece: the same answer. Raises like `generate`.
+
+        Closing the iterator aborts the request.
+        """
         ...
 
     async def evict(self, adapter: Adapter) -> bool:
@@ -96,6 +182,10 @@ class Engine(Protocol):
         The caller has stopped admitting requests for it; this waits for those in flight.
         Returns whether the adapter had been resident. Afterwards its files may be deleted.
         """
+        ...
+
+    async def status(self) -> EngineStatus:
+        """What the engine is doing, and what it did since it started."""
         ...
 
     async def check(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.engine.adapter_watch import AdapterWatch
 from server.engine.engine_processes import end_with_parent
 
 #: Versions of vLLM whose hook point and calling convention were read and tested: from, up to, not including.
@@ -104,11 +105,24 @@ def require_plugin(allowed: str | None) -> None:
 
 
 class WorkerProbe:
-    """Mixed into vLLM's worker (`worker_extension_cls`): tells which operator it really works with."""
+    """Mixed into vLLM's worker (`worker_extension_cls`): tells what it really works with, and on."""
 
     model_runner: Any
+    km_watch: AdapterWatch
 
     def km_lora_operators(self) -> list[str]:
         """Qualified class names of the LoRA operators in use."""
         wrappers = self.model_runner.lora_manager._adapter_manager.punica_wrapper_mapping.values()
         return sorted({f"{type(w).__module__}.{type(w).__qualname__}" for w in wrappers})
+
+    def km_requests(self) -> dict[str, int]:
+        """How many tokens were computed of each request that the worker holds."""
+        return {id_: int(state.num_computed_tokens) for id_, state in self.model_runner.requests.items()}
+
+    def km_watch_adapters(self) -> None:
+        """Count from now on how adapters move."""
+        self.km_watch = AdapterWatch(self.model_runner.lora_manager)
+
+    def km_adapters(self) -> dict[str, Any]:
+        """What was counted; see AdapterWatch."""
+        return self.km_watch.counted()

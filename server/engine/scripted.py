@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Protocol
 
-from server.engine.base import Adapter, Delta, EngineUnavailableError, Generation, GenerationRequest
+from server.engine.base import (
+    Adapter,
+    Delta,
+    EngineStatus,
+    EngineUnavailableError,
+    Generation,
+    GenerationRequest,
+    TokenLogprob,
+)
+from server.engine.scripted_schema import smallest_json
 
 
 class TextCodec(Protocol):
@@ -35,7 +44,8 @@ class ScriptedEngine:
     """Replies by `reply`; records what it was asked and keeps the real engine's rules.
 
     An adapter's files must be there when it is asked for, its name, id and path must belong together for
-    ever, and an eviction waits for the requests in flight. `hold` makes requests wait until `release`.
+    ever, and an eviction waits for the requests in flight. `hold` makes requests wait until `release`, also
+    streams that have begun.
     """
 
     def __init__(
@@ -44,17 +54,22 @@ class ScriptedEngine:
         *,
         reply: Callable[[GenerationRequest], str] = scripted_reply,
         max_model_len: int = 4096,
+        slots: int = 4,
     ) -> None:
         self.requests: list[GenerationRequest] = []
         self.in_flight: list[GenerationRequest] = []
         self.cancelled: list[GenerationRequest] = []
         self.evicted: list[Adapter] = []
         self.resident: dict[str, Adapter] = {}
+        self.tokens_streamed = 0
+        self._free_tokens = 0
         self.running = True
         self._failure = "The inference engine is not running. Try again in a moment."
         self._codec = codec
         self._reply = reply
         self._max_model_len = max_model_len
+        self._slots = slots
+        self._loads = 0
         self._known: dict[str, Adapter] = {}
         self._go = asyncio.Event()
         self._go.set()
@@ -65,8 +80,9 @@ class ScriptedEngine:
         """Longest prompt plus completion, in tokens."""
         return self._max_model_len
 
-    def hold(self) -> None:
-        """Let requests arrive but not finish."""
+    def hold(self, *, after_tokens: int = 0) -> None:
+        """Let requests arrive but not finish; streams may bring so many tokens first, all together."""
+        self._free_tokens = after_tokens
         self._go.clear()
 
     def release(self) -> None:
@@ -83,9 +99,38 @@ class ScriptedEngine:
         """Wait until `count` requests have arrived in all."""
         await self._until(lambda: len(self.requests) >= count)
 
+    async def until_streamed(self, count: int) -> None:
+        """Wait until `count` tokens have been streamed in all."""
+        await self._until(lambda: self.tokens_streamed >= count)
+
+    async def until_idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._until(lambda: not self.in_flight)
+
     async def start(self) -> None:
         """Nothing to load."""
         self.running = True
+
+    async def status(self) -> EngineStatus:
+        """Adapters fill the slots one after the other; those that find none are in memory only."""
+        await self.check()
+        asked = {request.adapter.name for request in self.in_flight if request.adapter}
+        pinned = min(self._slots, len(asked))
+        adapted = sum(request.adapter is not None for request in self.requests)
+        return EngineStatus(
+            waiting=len(self.in_flight),
+            answering=0,
+            slots=self._slots,
+            pinned=pinned,
+            idle=min(self._slots, len(self.resident)) - pinned,
+            in_memory=len(self.resident),
+            adapter_requests=adapted,
+            found_in_memory=adapted - self._loads,
+            loads=self._loads,
+            load_ms=0.0,
+            swaps=self._loads,
+            swap_ms=0.0,
+        )
 
     async def check(self) -> None:
         """Raise EngineUnavailableError when `running` was set to False."""
@@ -95,24 +140,45 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Be unavailable from here on."""
         self.running = False
+        self.resident.clear()
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """Reply. ValueError where a real engine would refuse the lengths; FileNotFoundError as base says."""
         await self.check()
+        generation = self._generation(request)
         self._admit(request)
         with self._flying(request):
             await self._go.wait()
             await self.check()
-        return self._generation(request)
+        return generation
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """The reply, token by token."""
-        generation = await self.generate(request)
-        for token_id in generation.token_ids[:-1]:
-            yield Delta(self._codec.decode([token_id]), (token_id,))
-        yield Delta(
-            self._codec.decode(generation.token_ids[-1:]), generation.token_ids[-1:], generation.finish_reason
-        )
+        await self.check()
+        whole = self._generation(request)
+        self._admit(request)
+        told, count = "", max(1, len(whole.token_ids))
+        with self._flying(request):
+            for index in range(count):
+                if self._free_tokens:
+                    self._free_tokens -= 1
+                else:
+                    await self._go.wait()
+                await self.check()
+                last = index == count - 1
+                text = whole.text if last else self._codec.decode(whole.token_ids[: index + 1])
+                # Half a character is kept back until it is whole.
+                new = text[len(told) :] if last or not text.endswith("\ufffd") else ""
+                told += new
+                self.tokens_streamed += 1
+                self._changed.set()
+                yield Delta(
+                    new,
+                    whole.token_ids[index : index + 1],
+                    whole.finish_reason if last else None,
+                    None if whole.logprobs is None else whole.logprobs[index : index + 1],
+                    whole.prompt_logprobs if index == 0 else None,
+                )
 
     async def evict(self, adapter: Adapter) -> bool:
         """Forget the adapter when none of its requests is in flight any more."""
@@ -123,7 +189,7 @@ class ScriptedEngine:
 
     def _admit(self, request: GenerationRequest) -> None:
         length = len(request.prompt_token_ids) + request.max_tokens
-        if not request.prompt_token_ids or request.max_tokens < 1 or length > self._max_model_len:
+        if not request.prompt_token_ids or request.max_tokens < 0 or length > self._max_model_len:
             raise ValueError(f"prompt and {request.max_tokens} tokens do not fit {self._max_model_len}")
         if request.adapter is not None:
             self._load(request.adapter)
@@ -135,6 +201,7 @@ class ScriptedEngine:
             raise FileNotFoundError(adapter.path)
         if self._known.setdefault(adapter.name, adapter) != adapter:
             raise ValueError(f"adapter {adapter.name} had another id or path before")
+        self._loads += adapter.name not in self.resident
         self.resident[adapter.name] = adapter
 
     @contextmanager
@@ -142,7 +209,7 @@ class ScriptedEngine:
         self.in_flight.append(request)
         try:
             yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.append(request)
             raise
         finally:
@@ -156,13 +223,31 @@ class ScriptedEngine:
 
     def _generation(self, request: GenerationRequest) -> Generation:
         text, finish_reason = self._reply(request), "stop"
+        if request.json_schema is not None:
+            text = smallest_json(request.json_schema)
         for stop in request.stop:
             text = text.split(stop, 1)[0]
         token_ids = self._codec.encode(text, add_special_tokens=False)
         if len(token_ids) > request.max_tokens:
             token_ids, finish_reason = token_ids[: request.max_tokens], "length"
             text = self._codec.decode(token_ids)
-        logprobs = None
-        if request.prompt_logprobs:
-            logprobs = (None, *(-float(1 + token_id % 8) / 8 for token_id in request.prompt_token_ids[1:]))
-        return Generation(text, tuple(token_ids), finish_reason, len(request.prompt_token_ids), logprobs)
+        prompt = request.prompt_token_ids
+        return Generation(
+            text,
+            tuple(token_ids),
+            finish_reason,
+            len(prompt),
+            logprobs=_logprobs(token_ids, request.top_logprobs) if request.logprobs else None,
+            prompt_logprobs=_logprobs(prompt[1:], request.top_logprobs) if request.prompt_logprobs else None,
+            first_token_s=0.0,
+        )
+
+
+def _logprobs(token_ids: Sequence[int], count: int) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities that depend on the tokens alone; each is the likeliest at its place."""
+    found = []
+    for token_id in token_ids:
+        logprob = -float(1 + token_id % 8) / 8
+        top = tuple((token_id + rank, logprob - rank) for rank in range(count))
+        found.append(TokenLogprob(token_id, logprob, top))
+    return tuple(found)

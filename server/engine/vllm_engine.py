@@ -9,12 +9,11 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -23,49 +22,28 @@ from server.engine.base import (
     Adapter,
     AdapterLoadError,
     Delta,
+    EngineStatus,
     EngineUnavailableError,
     Generation,
     GenerationRequest,
+    joined,
 )
 from server.engine.cpu_lora import UnsafeEngineError
 from server.engine.engine_processes import end, started_since, with_descendants
-from server.engine.vllm_requests import check_length, finish_reason, prompt_logprobs, sampling, translated
+from server.engine.vllm_requests import check_length, delta_of, sampling, status_of, translated
 from server.engine.vllm_settings import (
-    LORA_MODULES,
+    EngineConfig,
     allowed_rank,
-    context_length,
     cpu_environment,
-    cpu_scheduling,
+    engine_args,
     environment,
-    executor,
-    resolve_dtype,
 )
+
+__all__ = ["EngineConfig", "VllmEngine"]
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """What the engine is to run. Lengths in tokens.
-
-    `max_lora_rank` is rounded up to a rank vLLM knows; slots are padded to it, so keep it tight.
-    `max_model_len` is capped by the model's context. `dtype` "auto" is bfloat16 where the CPU computes it,
-    else float32. `cpu_cores` like "0-3,8" (default: every core this process may use).
-    """
-
-    model: Path | str
-    max_loras: int = 8
-    max_lora_rank: int = 16
-    max_cpu_loras: int = 64
-    max_model_len: int = 4096
-    kv_cache_bytes: int = 2**30
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 4096
-    dtype: str = "auto"
-    seed: int = 0
-    cpu_cores: str | None = None
-    lora_modules: tuple[str, ...] = LORA_MODULES
-    log_level: str = "WARNING"
+T = TypeVar("T")
 
 
 class VllmEngine:
@@ -79,6 +57,8 @@ class VllmEngine:
         self._resident: set[int] = set()
         self._loading: dict[int, asyncio.Lock] = {}
         self._in_flight: Counter[int] = Counter()
+        self._adapter_requests, self._found_in_memory = 0, 0
+        self._calls: set[asyncio.Future[Any]] = set()
         self._drained = asyncio.Condition()
 
     # -- life
@@ -101,6 +81,7 @@ class VllmEngine:
             await asyncio.shield(building)
             self._processes = started_since(before)
             await self._verify_operator()
+            await self._running().collective_rpc("km_watch_adapters")
         except UnsafeEngineError:
             await self.close()
             raise
@@ -130,7 +111,6 @@ class VllmEngine:
     def _build(self, wanted: threading.Event) -> None:
         config = self._config
         with environment(model=config.model, log_level=config.log_level):
-            from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -138,28 +118,7 @@ class VllmEngine:
             if on_cpu:
                 cpu_lora.require_plugin(os.environ.get("VLLM_PLUGINS"))
                 cpu_lora.register()
-            max_model_len = min(config.max_model_len, context_length(config.model))
-            args = AsyncEngineArgs(
-                model=str(config.model),
-                dtype=resolve_dtype(config.dtype, on_cpu=on_cpu),
-                seed=config.seed,
-                max_model_len=max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
-                **(cpu_scheduling() if on_cpu else {}),
-                kv_cache_memory_bytes=config.kv_cache_bytes,
-                enable_prefix_caching=True,
-                scheduling_policy="priority",
-                enable_lora=True,
-                max_loras=config.max_loras,
-                max_lora_rank=allowed_rank(config.max_lora_rank),
-                max_cpu_loras=max(config.max_cpu_loras, config.max_loras),
-                # Also keeps vLLM from wrapping the embedding and the output head, which cost every step.
-                lora_target_modules=list(config.lora_modules),
-                worker_extension_cls=f"{cpu_lora.WorkerProbe.__module__}.{cpu_lora.WorkerProbe.__qualname__}",
-                disable_log_stats=True,
-                **executor(on_cpu=on_cpu),
-            )
+            args = engine_args(config, on_cpu=on_cpu)
             if not wanted.is_set():
                 raise EngineUnavailableError("the start of the engine was called off")
             with cpu_environment(config.cpu_cores) if on_cpu else contextlib.nullcontext():
@@ -179,6 +138,21 @@ class VllmEngine:
                     "in vLLM's log; reinstalling KM Server (pip install -e .) usually helps."
                 )
 
+    async def status(self) -> EngineStatus:
+        """What the engine is doing, and did since it started. Waits for the step that is under way."""
+        llm = self._running()
+        with translated():
+            counted = (await self._called(llm.collective_rpc("km_adapters")))[0]
+        requests = list(llm.output_processor.request_states.values())
+        return status_of(
+            counted,
+            waiting=sum(bool(request.is_prefilling) for request in requests),
+            requests=len(requests),
+            asked=set(self._in_flight),
+            adapter_requests=self._adapter_requests,
+            found_in_memory=self._found_in_memory,
+        )
+
     async def check(self) -> None:
         """Raise EngineUnavailableError unless the engine is alive."""
         llm = self._running()
@@ -190,10 +164,13 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         processes, self._processes = self._processes, []
         family = with_descendants(processes)
+        for call in self._calls:
+            call.cancel()
         if llm is not None:
             llm.shutdown(timeout=0.1)
         await asyncio.to_thread(end, family)
         self._resident.clear()
+        self._adapter_requests, self._found_in_memory = 0, 0
         async with self._drained:
             self._drained.notify_all()
 
@@ -209,9 +186,23 @@ class VllmEngine:
             )
         if self._llm.errored:
             raise EngineUnavailableError(
-                "the inference engine has died: see its log, then restart the server"
+                "the inference engine has died: see its log; it is started again by itself"
             )
         return self._llm
+
+    async def _called(self, call: Coroutine[Any, Any, T]) -> T:
+        """A call of the engine's process, given up at `close`: vLLM waits for ever for one that has died."""
+        calling = asyncio.ensure_future(call)
+        self._calls.add(calling)
+        try:
+            # Not awaited: its cancellation would look like ours.
+            await asyncio.wait({calling})
+            if calling.cancelled():
+                raise EngineUnavailableError("the inference engine was stopped: ask again when it is there")
+            return calling.result()
+        finally:
+            self._calls.discard(calling)
+            calling.cancel()
 
     # -- generation
 
@@ -220,34 +211,21 @@ class VllmEngine:
 
         Raises:
             EngineUnavailableError: the engine is not running, or (AdapterLoadError) cannot load the adapter.
-            ValueError: the prompt is empty or leaves no room in the context.
+            ValueError: the prompt is empty or leaves no room in the context, or (UnsupportedRequestError)
+                vLLM does not take the request.
         """
-        last: Any = None
-        async for output in self._outputs(request, streaming=False):
-            last = output
-        completion = last.outputs[0]
-        scoring = request.max_tokens == 0
-        return Generation(
-            text="" if scoring else completion.text,
-            token_ids=() if scoring else tuple(completion.token_ids),
-            finish_reason="length" if scoring else finish_reason(completion),
-            prompt_tokens=len(request.prompt_token_ids),
-            prompt_logprobs=prompt_logprobs(request, last.prompt_logprobs)
-            if request.prompt_logprobs
-            else None,
-        )
+        began, first_token_s, deltas = time.perf_counter(), None, []
+        async with aclosing(self._deltas(request, streaming=False)) as stream:
+            async for delta in stream:
+                first_token_s = first_token_s or time.perf_counter() - began
+                deltas.append(delta)
+        return joined(request, deltas, first_token_s or 0.0)
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Run one request, piece by piece. Raises like `generate`."""
-        async for output in self._outputs(request, streaming=True):
-            completion = output.outputs[0]
-            yield Delta(
-                text=completion.text,
-                token_ids=tuple(completion.token_ids),
-                finish_reason=finish_reason(completion) if output.finished else None,
-            )
+        return self._deltas(request, streaming=True)
 
-    async def _outputs(self, request: GenerationRequest, *, streaming: bool) -> AsyncIterator[Any]:
+    async def _deltas(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[Delta, None]:
         llm = self._running()
         check_length(request, self.max_model_len)
         from vllm.inputs.engine import tokens_input
@@ -265,7 +243,7 @@ class VllmEngine:
                 # Closing the generator, at cancellation too, is what aborts the request in the engine.
                 async with aclosing(outputs):
                     async for output in outputs:
-                        yield output
+                        yield delta_of(request, output)
 
     @asynccontextmanager
     async def _holding(self, adapter: Adapter | None) -> AsyncIterator[None]:
@@ -291,6 +269,8 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest(adapter.name, adapter.engine_id, str(adapter.path))
+        self._adapter_requests += 1
+        self._found_in_memory += adapter.engine_id in self._resident
         if adapter.engine_id not in self._resident:
             async with self._loading.setdefault(adapter.engine_id, asyncio.Lock()):
                 if adapter.engine_id not in self._resident:
@@ -302,8 +282,8 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            await llm.add_lora(lora)
-        except EngineDeadError:
+            await self._called(llm.add_lora(lora))
+        except (EngineDeadError, EngineUnavailableError):
             raise
         except Exception as error:  # vLLM reports a failure inside the engine as a bare Exception
             raise AdapterLoadError(
@@ -328,8 +308,8 @@ class VllmEngine:
             await self._drained.wait_for(lambda: not self._in_flight[adapter.engine_id] or self._llm is None)
         llm = self._running()
         with translated():
-            removed = bool(await llm.remove_lora(adapter.engine_id))
+            removed = bool(await self._called(llm.remove_lora(adapter.engine_id)))
             self._resident.discard(adapter.engine_id)
-            if not await llm.reset_prefix_cache():
+            if not await self._called(llm.reset_prefix_cache()):
                 logger.info("prefix cache kept at eviction of adapter %s: other requests run", adapter.name)
         return removed

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from server.engine.base import EngineUnavailableError, GenerationRequest
+from server.engine.base import (
+    Delta,
+    EngineStatus,
+    EngineUnavailableError,
+    GenerationRequest,
+    TokenLogprob,
+    UnsupportedRequestError,
+)
+from server.engine.vllm_settings import SCHEMA_BACKEND
+
+#: More tokens than any answer has: only an answer's first token and its end are reported.
+_ONLY_FIRST_AND_LAST = 2**31 - 1
 
 
 def check_length(request: GenerationRequest, max_model_len: int) -> None:
@@ -22,7 +34,7 @@ def check_length(request: GenerationRequest, max_model_len: int) -> None:
 
 
 def sampling(request: GenerationRequest, *, streaming: bool) -> Any:
-    """vLLM's sampling parameters of a request."""
+    """vLLM's sampling parameters of a request. UnsupportedRequestError as `_held_to` says."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -31,40 +43,136 @@ def sampling(request: GenerationRequest, *, streaming: bool) -> Any:
         top_p=request.top_p,
         seed=request.seed,
         stop=list(request.stop),
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
         # vLLM generates at least one token; scoring a prompt drops it.
         max_tokens=max(request.max_tokens, 1),
         ignore_eos=request.ignore_eos,
-        prompt_logprobs=0 if request.prompt_logprobs else None,
-        output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
+        logprobs=request.top_logprobs if request.logprobs else None,
+        prompt_logprobs=request.top_logprobs if request.prompt_logprobs else None,
+        structured_outputs=_held_to(request.json_schema),
+        output_kind=RequestOutputKind.DELTA,
+        stream_interval=None if streaming else _ONLY_FIRST_AND_LAST,
     )
 
 
-def finish_reason(completion: Any) -> str:
-    """Why it ended, "stop" or "length"; EngineUnavailableError when the engine gave up on it."""
-    reason = completion.finish_reason
-    if reason not in ("stop", "length"):
-        raise EngineUnavailableError(
-            f"the engine ended the request early ({reason}): see its log, then ask again"
+def _held_to(json_schema: str | None) -> Any:
+    if json_schema is None:
+        return None
+    if importlib.util.find_spec(SCHEMA_BACKEND) is None:
+        raise UnsupportedRequestError(
+            f"response_format: this server's engine cannot hold answers to a schema, since the package "
+            f"{SCHEMA_BACKEND} is not installed. Leave response_format out, or have the package installed.",
+            param="response_format",
         )
-    return str(reason)
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(json=json_schema)
 
 
-def prompt_logprobs(request: GenerationRequest, logprobs: Any) -> tuple[float, ...]:
-    """Log-probability of every prompt token but the first, which has none."""
-    pairs = zip(request.prompt_token_ids[1:], logprobs[1:], strict=True)
-    return tuple(float(candidates[token].logprob) for token, candidates in pairs)
+def delta_of(request: GenerationRequest, output: Any) -> Delta:
+    """A piece of vLLM's output. When a prompt is only scored, without the token that vLLM writes anyway.
+
+    Raises:
+        EngineUnavailableError: the engine gave up on the request.
+        UnsupportedRequestError: it could not make a grammar of the schema.
+    """
+    completion = output.outputs[0]
+    scoring = request.max_tokens == 0
+    token_ids = () if scoring else tuple(completion.token_ids)
+    return Delta(
+        text="" if scoring else completion.text,
+        token_ids=token_ids,
+        finish_reason=_finish_reason(request, output) if output.finished else None,
+        logprobs=_logprobs(token_ids, completion.logprobs or [], request) if request.logprobs else None,
+        prompt_logprobs=_logprobs(request.prompt_token_ids[1:], output.prompt_logprobs[1:], request)
+        if request.prompt_logprobs and output.prompt_logprobs
+        else None,
+    )
+
+
+def _finish_reason(request: GenerationRequest, output: Any) -> str:
+    """Why it ended, "stop" or "length"."""
+    if request.max_tokens == 0:
+        return "length"
+    reason = output.outputs[0].finish_reason
+    if reason in ("stop", "length"):
+        return str(reason)
+    if reason == "error" and request.json_schema is not None:
+        raise UnsupportedRequestError(
+            "response_format: the engine cannot make a grammar of this schema. Simplify it.",
+            param="response_format",
+        )
+    raise EngineUnavailableError(
+        f"the engine ended the request early ({reason}): see its log, then ask again"
+    )
+
+
+def _logprobs(
+    token_ids: Sequence[int], places: Sequence[Any], request: GenerationRequest
+) -> tuple[TokenLogprob, ...]:
+    """vLLM's log-probabilities: for each place the token that is there, then the likeliest ones."""
+    return tuple(
+        TokenLogprob(
+            token_id,
+            float(candidates[token_id].logprob),
+            tuple(
+                (other, float(candidate.logprob))
+                for other, candidate in sorted(candidates.items(), key=lambda item: item[1].rank)
+                if candidate.rank <= request.top_logprobs
+            ),
+        )
+        for token_id, candidates in zip(token_ids, places, strict=True)
+    )
+
+
+def status_of(
+    counted: Mapping[str, Any],
+    *,
+    waiting: int,
+    requests: int,
+    asked: Collection[int],
+    adapter_requests: int,
+    found_in_memory: int,
+) -> EngineStatus:
+    """The engine's status: what its worker `counted` (see AdapterWatch), and what is known on this side.
+
+    `waiting` of the `requests` have no token yet; `asked` are the ids of adapters with requests in flight.
+    """
+    in_slots = set(counted["in_slots"])
+    pinned = len(in_slots.intersection(asked))
+    return EngineStatus(
+        waiting=waiting,
+        answering=requests - waiting,
+        slots=counted["slots"],
+        pinned=pinned,
+        idle=len(in_slots) - pinned,
+        in_memory=len(counted["in_memory"]),
+        adapter_requests=adapter_requests,
+        found_in_memory=found_in_memory,
+        loads=counted["loads"],
+        load_ms=counted["load_ms"],
+        swaps=counted["swaps"],
+        swap_ms=counted["swap_ms"],
+    )
 
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """vLLM's errors as the port's."""
+    from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     try:
         yield
+    except VLLMClientError as error:
+        raise UnsupportedRequestError(
+            f"the engine does not take this request: {error}",
+            param="response_format" if "schema" in str(error).lower() else None,
+        ) from error
     except EngineDeadError as error:
         raise EngineUnavailableError(
-            "the inference engine has died: see its log, then restart the server"
+            "the inference engine has died: see its log; it is started again by itself"
         ) from error
     except EngineGenerateError as error:
         raise EngineUnavailableError(

@@ -6,8 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from server.engine.cpu_lora import WorkerProbe
 
 #: Ranks that vLLM has kernels for.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -23,6 +26,70 @@ LORA_MODULES = (
     "gate_up_proj",
     "down_proj",
 )
+
+#: What vLLM holds answers to JSON schemas with. Pinned: vLLM keeps the first one that it happens to choose.
+SCHEMA_BACKEND = "xgrammar"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What the engine is to run. Lengths in tokens.
+
+    `max_lora_rank` is rounded up to a rank vLLM knows; slots are padded to it, so keep it tight.
+    `max_model_len` is capped by the model's context. `dtype` "auto" is bfloat16 where the CPU computes it,
+    else float32. `cpu_cores` like "0-3,8" (default: every core this process may use).
+    """
+
+    model: Path | str
+    max_loras: int = 8
+    max_lora_rank: int = 16
+    max_cpu_loras: int = 64
+    max_model_len: int = 4096
+    kv_cache_bytes: int = 2**30
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 4096
+    dtype: str = "auto"
+    seed: int = 0
+    cpu_cores: str | None = None
+    lora_modules: tuple[str, ...] = LORA_MODULES
+    log_level: str = "WARNING"
+
+
+def engine_args(config: EngineConfig, *, on_cpu: bool) -> Any:
+    """vLLM's arguments. Inside `environment`.
+
+    Raises:
+        OSError: no such model.
+    """
+    from vllm.config import StructuredOutputsConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    max_model_len = min(config.max_model_len, context_length(config.model))
+    return AsyncEngineArgs(
+        model=str(config.model),
+        dtype=resolve_dtype(config.dtype, on_cpu=on_cpu),
+        seed=config.seed,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
+        **(cpu_scheduling() if on_cpu else {}),
+        kv_cache_memory_bytes=config.kv_cache_bytes,
+        enable_prefix_caching=True,
+        scheduling_policy="priority",
+        enable_lora=True,
+        max_loras=config.max_loras,
+        max_lora_rank=allowed_rank(config.max_lora_rank),
+        max_cpu_loras=max(config.max_cpu_loras, config.max_loras),
+        # Also keeps vLLM from wrapping the embedding and the output head, which cost every step.
+        lora_target_modules=list(config.lora_modules),
+        # Compact: a small model that may write white space between fields writes nothing else.
+        structured_outputs_config=StructuredOutputsConfig(
+            backend=SCHEMA_BACKEND, disable_any_whitespace=True
+        ),
+        worker_extension_cls=f"{WorkerProbe.__module__}.{WorkerProbe.__qualname__}",
+        disable_log_stats=True,
+        **executor(on_cpu=on_cpu),
+    )
 
 
 def allowed_rank(rank: int) -> int:

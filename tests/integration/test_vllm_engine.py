@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,10 @@ async def test_scores_are_the_same_alone_and_in_mixed_batches(
     for one, other in zip(alone, together, strict=True):
         assert one.prompt_logprobs is not None
         assert len(one.prompt_logprobs) == one.prompt_tokens - 1
-        assert all(
-            logprob is not None and math.isfinite(logprob) and logprob <= 0 for logprob in one.prompt_logprobs
-        )
-        assert other.prompt_logprobs == pytest.approx(one.prompt_logprobs, abs=1e-3)
-        assert (one.text, one.token_ids, one.finish_reason) == ("", (), "length")
-        sums.add(round(sum(one.prompt_logprobs), 2))
+        values = [scored.logprob for scored in one.prompt_logprobs]
+        assert all(math.isfinite(value) and value <= 0 for value in values)
+        assert [scored.logprob for scored in other.prompt_logprobs] == pytest.approx(values, abs=1e-3)
+        sums.add(round(sum(values), 2))
     assert len(sums) == len(alone)
 
 
@@ -151,30 +150,59 @@ async def test_cancelling_aborts_the_request_in_the_engine(
     assert await engine.evict(adapters[0]) is True
 
 
-@pytest.mark.parametrize("with_adapter", [False, True])
-async def test_deltas_make_up_the_whole_answer(
-    engine: VllmEngine,
-    ask: Callable[..., GenerationRequest],
-    adapters: tuple[Adapter, Adapter],
-    with_adapter: bool,
+async def test_what_is_written_scores_like_what_is_read(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest], adapters: tuple[Adapter, Adapter]
 ) -> None:
-    options = {"adapter": adapters[0] if with_adapter else None, "temperature": 0.9, "seed": 7}
-    question = "Write a sentence about the naïve café."
-    whole = await engine.generate(ask(question, 40, **options))
-    deltas = [delta async for delta in engine.stream(ask(question, 40, **options))]
-    assert "".join(delta.text for delta in deltas) == whole.text
-    assert tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas)) == whole.token_ids
-    assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
-    assert deltas[-1].finish_reason == whole.finish_reason == "length"
-    assert len(deltas) > 10
+    """The log-probabilities that come with an answer are those that a prompt of it gets."""
+    for adapter in (None, adapters[0]):
+        request = ask("The bread is", 12, adapter=adapter, logprobs=True, temperature=0.7, seed=5)
+        written = await engine.generate(request)
+        whole = replace(
+            request,
+            prompt_token_ids=request.prompt_token_ids + written.token_ids,
+            max_tokens=0,
+            logprobs=False,
+            prompt_logprobs=True,
+            cache_salt=next(_salts),
+        )
+        read = (await engine.generate(whole)).prompt_logprobs[-12:]
+        assert [one.logprob for one in written.logprobs] == pytest.approx(
+            [one.logprob for one in read], abs=1e-3
+        )
 
 
-async def test_stop_texts_end_an_answer(engine: VllmEngine, ask: Callable[..., GenerationRequest]) -> None:
-    whole = await engine.generate(ask("One two three four five", 30))
-    word = whole.text.split()[3]
-    stopped = await engine.generate(ask("One two three four five", 30, stop=(word,)))
-    assert stopped.finish_reason == "stop"
-    assert stopped.text == whole.text[: whole.text.index(word)]
+async def test_penalties_count(engine: VllmEngine, ask: Callable[..., GenerationRequest]) -> None:
+    plain = await engine.generate(ask("na na na na na na", 24))
+    varied = await engine.generate(ask("na na na na na na", 24, frequency_penalty=2.0, presence_penalty=2.0))
+    assert len(set(varied.token_ids)) > len(set(plain.token_ids))
+
+
+async def test_an_abandoned_stream_stops_within_a_step(
+    engine: VllmEngine, ask: Callable[..., GenerationRequest]
+) -> None:
+    """Counted in the engine itself, with a neighbour's tokens as the clock."""
+
+    async def steps() -> dict[str, int]:
+        (found,) = await engine._llm.collective_rpc("km_requests")
+        return found
+
+    async with aclosing(engine.stream(ask("And on it goes", 300))) as neighbour:
+        await anext(neighbour)
+        (clock,) = await steps()
+        async with aclosing(engine.stream(ask("Forever and ever", 300))) as stream:
+            for _ in range(5):
+                await anext(stream)
+            before = await steps()
+        after = await steps()
+        for _ in range(3):
+            await anext(neighbour)
+        later = await steps()
+        (abandoned,) = before.keys() - {clock}
+        # Where the engine still knew it when the closing had come through, at most one step was under way.
+        assert after.get(abandoned, 0) - before[abandoned] <= after[clock] - before[clock]
+        assert set(later) == {clock}
+        assert later[clock] > after[clock]
+    assert await engine._llm.reset_prefix_cache() is True
 
 
 async def test_users_overtake_queued_synthesis(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -27,21 +28,18 @@ async def test_replies_depend_on_prompt_adapter_and_seed(engine: ScriptedEngine,
     assert await text() == texts[0]
 
 
-async def test_limits(engine: ScriptedEngine) -> None:
-    generation = await engine.generate(GenerationRequest((1, 2), 3, prompt_logprobs=True))
-    assert (len(generation.token_ids), generation.finish_reason) == (3, "length")
-    assert generation.prompt_logprobs == (None, -0.375)
-    for request in (GenerationRequest((), 1), GenerationRequest((1,), 0), GenerationRequest((1,), 200)):
-        with pytest.raises(ValueError, match="do not fit"):
-            await engine.generate(request)
-
-
-async def test_stream_is_the_reply(engine: ScriptedEngine) -> None:
+async def test_a_stream_can_be_held_between_tokens(engine: ScriptedEngine) -> None:
     request = GenerationRequest((1,), 9)
-    deltas = [delta async for delta in engine.stream(request)]
-    whole = await engine.generate(request)
-    assert "".join(delta.text for delta in deltas) == whole.text
-    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+    engine.hold(after_tokens=1)
+    async with aclosing(engine.stream(request)) as stream:
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        engine.release()
+        await waiting
+    assert engine.cancelled == [request]
+    assert engine.in_flight == []
 
 
 async def test_adapters(engine: ScriptedEngine, adapter: Adapter, tmp_path: Path) -> None:
