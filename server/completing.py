@@ -1,50 +1,35 @@
-"""OpenAI-compatible completions: resolve the model, read the prompts, run them together, in order."""
+"""OpenAI-compatible completions: read the prompts, run them together, in order, whole or as a stream."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from km_registry.errors import NotFoundError
-from km_registry.registry import Registry
-from km_registry.types import Action, Principal
-from server.answering import ensure_fits, version_salt
-from server.callers import Caller, InternalService
-from server.engine.base import (
-    PRIORITY_SYNTHESIS,
-    PRIORITY_USER,
-    Adapter,
-    Engine,
-    Generation,
-    GenerationRequest,
-)
-from server.errors import ForbiddenError, InvalidRequestError
-from server.in_flight import InFlight
-from server.kms import KMs, adapter_of
+from server.answering import ensure_fits
+from server.callers import Caller
+from server.engine.base import Delta, Engine, Generation, GenerationRequest, TokenLogprob
+from server.errors import InvalidRequestError
+from server.generating import Generating
+from server.logprobs import for_completion, in_the_text
+from server.model_names import Asked, Models
 from server.schemas_openai import (
     MAX_PROMPTS,
     ChoiceOut,
     CompletionIn,
     CompletionOut,
+    GenerationIn,
     LogprobsOut,
-    ModelOut,
     UsageOut,
 )
 from server.tokenizer import Tokenizer
 
-#: The name under which the base model without a KM is asked.
-BASE = "base"
 _SEEDS = 2**63
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,111 +38,85 @@ class _Prompt:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """On whose behalf, of what: the same for every choice of a request."""
-
-    adapter: Adapter | None
-    priority: int
-    cache_salt: str
-
-
 class Completer:
     """Completes prompts. One for each server."""
 
-    def __init__(
-        self, registry: Registry, kms: KMs, engine: Engine, tokenizer: Tokenizer, in_flight: InFlight
-    ) -> None:
-        self._registry = registry
-        self._kms = kms
+    def __init__(self, models: Models, generating: Generating, engine: Engine, tokenizer: Tokenizer) -> None:
+        self._models = models
+        self._generating = generating
         self._engine = engine
         self._tokenizer = tokenizer
-        self._in_flight = in_flight
 
-    async def complete(self, caller: Caller, request: CompletionIn) -> CompletionOut:
+    async def complete(self, caller: Caller, sent: CompletionIn) -> CompletionOut:
         """Complete every prompt `n` times. Cancelling the awaiting task aborts all of them.
 
-        Raises NotFoundError, NotTrainedError, ForbiddenError, InvalidRequestError, PromptTooLongError or
-        EngineUnavailableError.
+        Raises NotFoundError, NotTrainedError, ForbiddenError, InvalidRequestError, PromptTooLongError,
+        UnsupportedRequestError or EngineUnavailableError.
         """
-        document_id = await self._document_id(caller, request.model)
-        with self._admitted(document_id):
-            asking = await self._asking(caller, request.model, document_id)
-            prompts = await run_in_threadpool(self._prompts, request)
-            choices = await _together(
-                [
-                    self._choice(request, prompt, asking, index)
-                    for index, prompt in enumerate(prompt for prompt in prompts for _ in range(request.n))
-                ]
-            )
-        read = sum(len(prompt.token_ids) for prompt in prompts)
-        written = sum(count for _, count in choices)
+        async with self._models.asked(caller, sent.model) as asked:
+            prompts = await run_in_threadpool(self._prompts, sent)
+            requests = self._requests(sent, asked, prompts)
+            found = await self._generating.whole(asked.mode, requests)
+        writings = self._writings(sent, prompts)
         return CompletionOut(
-            id=f"cmpl-{uuid4().hex}",
-            created=int(time.time()),
-            model=request.model,
-            choices=[choice for choice, _ in choices],
-            usage=UsageOut(prompt_tokens=read, completion_tokens=written, total_tokens=read + written),
+            **head("cmpl", sent.model),
+            choices=[
+                writing.choice(whole_as_delta(one)) for writing, one in zip(writings, found, strict=True)
+            ],
+            usage=usage(
+                sum(len(prompt.token_ids) for prompt in prompts), sum(len(one.token_ids) for one in found)
+            ),
         )
 
-    def models(self, principal: Principal) -> list[ModelOut]:
-        """What the principal may name as `model`. Blocking."""
-        found = [ModelOut(id=BASE, created=0)]
-        for km in self._kms.all_of(principal):
-            created = int(km.created_at.timestamp())
-            found += [
-                ModelOut(id=name, created=created, parent=BASE, document_id=km.document_id)
-                for name in (km.id, km.document_id)
-            ]
-        return found
+    async def stream(self, caller: Caller, sent: CompletionIn) -> AsyncGenerator[dict[str, Any], None]:
+        """The same, piece by piece, as OpenAI's chunks. Raises like `complete`; closing it aborts all."""
+        envelope = head("cmpl", sent.model) | {"object": "text_completion"}
+        async with self._models.asked(caller, sent.model) as asked:
+            prompts = await run_in_threadpool(self._prompts, sent)
+            writings = self._writings(sent, prompts)
+            pieces = self._generating.pieces(asked.mode, self._requests(sent, asked, prompts))
+            written = 0
+            async with aclosing(pieces):
+                async for index, delta in pieces:
+                    written += len(delta.token_ids)
+                    yield envelope | {"choices": [writings[index].choice(delta).model_dump()]}
+        if sent.stream_options.include_usage:
+            read = sum(len(prompt.token_ids) for prompt in prompts)
+            yield envelope | {"choices": [], "usage": usage(read, written).model_dump()}
 
-    # --- who asks what --------------------------------------------------------------------------------
+    def _requests(self, sent: CompletionIn, asked: Asked, prompts: list[_Prompt]) -> list[GenerationRequest]:
+        scored = sent.logprobs is not None
+        return [
+            request_for(
+                sent,
+                asked,
+                prompt.token_ids,
+                number,
+                max_tokens=sent.max_tokens,
+                logprobs=scored,
+                prompt_logprobs=scored and sent.echo,
+                top_logprobs=sent.logprobs or 0,
+            )
+            for prompt in prompts
+            for number in range(sent.n)
+        ]
 
-    async def _document_id(self, caller: Caller, model: str) -> str | None:
-        if model == BASE:
-            return None
-        if isinstance(caller, InternalService):
-            raise ForbiddenError(f"The internal key may only ask the model {BASE!r}.", param="model")
-        if not model.startswith("km_"):
-            return model
-        return await run_in_threadpool(self._document_of_km, caller, model)
+    def _writings(self, sent: CompletionIn, prompts: list[_Prompt]) -> list[_Writing]:
+        each = [prompt for prompt in prompts for _ in range(sent.n)]
+        return [_Writing(sent, index, prompt, self._tokenizer) for index, prompt in enumerate(each)]
 
-    def _document_of_km(self, principal: Principal, km_id: str) -> str:
-        for km in self._kms.all_of(principal):
-            if km.id == km_id:
-                return km.document_id
-        raise NotFoundError
-
-    def _admitted(self, document_id: str | None) -> AbstractContextManager[None]:
-        return nullcontext() if document_id is None else self._in_flight.answering(document_id)
-
-    async def _asking(self, caller: Caller, model: str, document_id: str | None) -> _Asking:
-        if isinstance(caller, InternalService):
-            return _Asking(None, PRIORITY_SYNTHESIS, "synthesis")
-        if document_id is None:
-            return _Asking(None, PRIORITY_USER, caller.user_id)
-        await run_in_threadpool(self._registry.get_document, caller, document_id, Action.ASK)
-        km = await run_in_threadpool(self._kms.of, document_id)
-        if model.startswith("km_") and km.id != model:
-            # A newer one has taken its place in this very moment.
-            raise NotFoundError
-        return _Asking(adapter_of(km), PRIORITY_USER, version_salt(document_id, km.version))
-
-    # --- prompts --------------------------------------------------------------------------------------
-
-    def _prompts(self, request: CompletionIn) -> list[_Prompt]:
-        if request.max_tokens == 0 and not request.echo:
+    def _prompts(self, sent: CompletionIn) -> list[_Prompt]:
+        if sent.max_tokens == 0 and not sent.echo:
             raise InvalidRequestError(
                 "max_tokens: 0 writes nothing. Ask for at least 1, or set echo and logprobs to score.",
                 param="max_tokens",
             )
-        # Scoring is a request of its own, and the engine always writes one token.
-        room = max(1, request.max_tokens + (request.logprobs is not None))
-        prompts = [self._read(prompt, request.add_special_tokens) for prompt in _listed(request.prompt)]
+        prompts = [self._read(prompt, sent.add_special_tokens) for prompt in _listed(sent.prompt)]
         for prompt in prompts:
             ensure_fits(
                 len(prompt.token_ids),
-                room,
+                # The engine always writes one token.
+                max(1, sent.max_tokens),
                 self._engine.max_model_len,
                 remedy="Shorten the prompt or lower max_tokens.",
             )
@@ -177,59 +136,74 @@ class Completer:
             )
         return _Prompt(self._tokenizer.decode(prompt), tuple(prompt))
 
-    # --- one choice -----------------------------------------------------------------------------------
 
-    async def _choice(
-        self, request: CompletionIn, prompt: _Prompt, asking: _Asking, index: int
-    ) -> tuple[ChoiceOut, int]:
-        written = await self._write(request, prompt, asking, index % request.n)
-        logprobs = None
-        if request.logprobs is not None:
-            logprobs = await self._score(
-                prompt.token_ids + written.token_ids, asking, 0 if request.echo else len(prompt.token_ids)
-            )
-        text = prompt.text + written.text if request.echo else written.text
-        choice = ChoiceOut(index=index, text=text, logprobs=logprobs, finish_reason=written.finish_reason)
-        return choice, len(written.token_ids)
+@dataclass(slots=True)
+class _Writing:
+    """One choice as it comes. The first piece of an echo begins with the prompt."""
 
-    async def _write(
-        self, request: CompletionIn, prompt: _Prompt, asking: _Asking, number: int
-    ) -> Generation:
-        if request.max_tokens == 0:
-            return Generation("", (), "length", len(prompt.token_ids))
-        return await self._engine.generate(
-            GenerationRequest(
-                prompt_token_ids=prompt.token_ids,
-                max_tokens=request.max_tokens,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                # The same seed for every choice would make them all the same.
-                seed=None if request.seed is None else (request.seed + number) % _SEEDS,
-                stop=tuple(text for text in request.stop if text),
-                adapter=asking.adapter,
-                priority=asking.priority,
-                cache_salt=asking.cache_salt,
-            )
+    sent: CompletionIn
+    index: int
+    prompt: _Prompt
+    tokenizer: Tokenizer
+    begun: bool = False
+    #: Where the next token begins, in characters.
+    offset: int = 0
+
+    def choice(self, delta: Delta) -> ChoiceOut:
+        """What this piece adds."""
+        echoes = self.sent.echo and not self.begun
+        self.begun = True
+        return ChoiceOut(
+            index=self.index,
+            text=self.prompt.text + delta.text if echoes else delta.text,
+            logprobs=None if self.sent.logprobs is None else self._logprobs(delta, echoes),
+            finish_reason=delta.finish_reason,
         )
 
-    async def _score(self, token_ids: tuple[int, ...], asking: _Asking, first: int) -> LogprobsOut:
-        """Log-probabilities of `token_ids[first:]`, each given all before it."""
-        scored = await self._engine.generate(
-            GenerationRequest(
-                prompt_token_ids=token_ids,
-                max_tokens=1,
-                adapter=asking.adapter,
-                priority=asking.priority,
-                cache_salt=asking.cache_salt,
-                prompt_logprobs=True,
-            )
-        )
-        # The first token has none; an engine may say so or leave it out.
-        known = scored.prompt_logprobs or ()
-        logprobs = [None, *known[len(known) - len(token_ids) + 1 :]]
-        tokens = [self._tokenizer.decode([token_id]) for token_id in token_ids[first:]]
-        offsets = list(accumulate(map(len, tokens), initial=0))[:-1]
-        return LogprobsOut(tokens=tokens, token_logprobs=logprobs[first:], text_offset=offsets)
+    def _logprobs(self, delta: Delta, echoes: bool) -> LogprobsOut:
+        told: list[TokenLogprob | int] = [
+            *in_the_text(delta.logprobs or (), delta.finish_reason, self.tokenizer)
+        ]
+        if echoes:
+            told = [self.prompt.token_ids[0], *(delta.prompt_logprobs or ()), *told]
+        found = for_completion(told, self.tokenizer, offset=self.offset, top=self.sent.logprobs or 0)
+        self.offset += sum(map(len, found.tokens))
+        return found
+
+
+def request_for(
+    sent: GenerationIn, asked: Asked, prompt: tuple[int, ...], number: int, **fields: Any
+) -> GenerationRequest:
+    """The engine's request for choice `number` of a prompt."""
+    return GenerationRequest(
+        prompt_token_ids=prompt,
+        temperature=sent.temperature,
+        top_p=sent.top_p,
+        frequency_penalty=sent.frequency_penalty,
+        presence_penalty=sent.presence_penalty,
+        # The same seed for every choice would make them all the same.
+        seed=None if sent.seed is None else (sent.seed + number) % _SEEDS,
+        stop=tuple(text for text in sent.stop if text),
+        adapter=asked.adapter,
+        priority=asked.priority,
+        cache_salt=asked.cache_salt,
+        **fields,
+    )
+
+
+def head(kind: str, model: str) -> dict[str, Any]:
+    """What every piece of one response says."""
+    return {"id": f"{kind}-{uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+def usage(read: int, written: int) -> UsageOut:
+    """Tokens of a request."""
+    return UsageOut(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def whole_as_delta(one: Generation) -> Delta:
+    """A whole answer as a stream of one piece."""
+    return Delta(one.text, one.token_ids, one.finish_reason, one.logprobs, one.prompt_logprobs)
 
 
 def _listed(prompt: Any) -> list[str | list[int]]:
@@ -253,14 +227,3 @@ def _listed(prompt: Any) -> list[str | list[int]]:
 
 def _is_token_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int and item >= 0 for item in value)
-
-
-async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order. When one fails, or the caller is cancelled, the others are cancelled too."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect
 
 from km_registry import errors as registry
 from server import errors as http
-from server.engine.base import EngineUnavailableError
+from server.engine.base import EngineUnavailableError, UnsupportedRequestError
+from server.engine.guarded import EngineBusyError, RequestTimeoutError
 from server.retrieval.base import RetrievalUnavailableError
 from server.schemas import ErrorOut
 
@@ -58,9 +59,12 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     http.InvalidRequestError: Problem(422, "invalid_request_error", "invalid_field"),
     http.InvalidRecipeError: Problem(422, "invalid_request_error", "invalid_recipe"),
     http.PromptTooLongError: Problem(422, "invalid_request_error", "context_length_exceeded"),
+    UnsupportedRequestError: Problem(422, "invalid_request_error", "unsupported"),
     http.ClientGoneError: Problem(499, "invalid_request_error", "client_gone"),
     ClientDisconnect: Problem(499, "invalid_request_error", "client_gone", "The client went away."),
     EngineUnavailableError: Problem(503, "server_error", "engine_unavailable", headers=_RETRY),
+    EngineBusyError: Problem(503, "server_error", "overloaded"),
+    RequestTimeoutError: Problem(504, "server_error", "timeout"),
     RetrievalUnavailableError: Problem(503, "server_error", "retrieval_unavailable", headers=_RETRY),
     http.DeletionPendingError: Problem(503, "server_error", "deletion_pending", headers=_RETRY),
     registry.ArtifactError: Problem(500, "server_error", "artifact_damaged"),
@@ -106,7 +110,8 @@ _MEANINGS = {
     413: "Larger than this server takes",
     415: "A type of file that is not taken",
     422: "A field cannot be taken as it is; the message names it",
-    503: "Something that is needed is not running; try again",
+    503: "Something that is needed is not running, or too much is going on; try again",
+    504: "It took longer than this server lets",
 }
 
 
@@ -124,13 +129,26 @@ def problem(
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-async def _mapped(_: Request, error: Exception) -> JSONResponse:
-    found = next(PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS)
-    if found.status >= 500:
-        _log.warning("unavailable", error=type(error).__name__)
+def error_body(error: Exception) -> dict[str, Any]:
+    """What an error response says of one of PROBLEMS, for a stream whose status has been sent."""
+    found = _found(error)
     message = found.message if found.message is not None else str(error)
     param = getattr(error, "param", None)
-    return problem(found.status, found.type, message, code=found.code, param=param, headers=found.headers)
+    return {"error": {"message": message, "type": found.type, "param": param, "code": found.code}}
+
+
+def _found(error: Exception) -> Problem:
+    return next(PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS)
+
+
+async def _mapped(_: Request, error: Exception) -> JSONResponse:
+    found = _found(error)
+    if found.status >= 500:
+        _log.warning("unavailable", error=type(error).__name__)
+    headers = dict(found.headers)
+    if (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    return JSONResponse(error_body(error), status_code=found.status, headers=headers)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

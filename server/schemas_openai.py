@@ -1,33 +1,77 @@
-"""What goes over HTTP on the OpenAI-compatible routes (/v1/*)."""
+"""What goes over HTTP on the OpenAI-compatible routes (/v1/*); chats are in `server.schemas_chat`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 #: Prompts in one request: a batch of the trainer's.
 MAX_PROMPTS = 256
+#: Alternatives that may be asked for at each token; the engine's limit.
+MAX_TOP_LOGPROBS = 20
 
 
 def _listed(stop: Any) -> Any:
-    if stop is None:
-        return []
     return [stop] if isinstance(stop, str) else stop
 
 
-class CompletionIn(BaseModel):
-    """Continue one prompt or several. Fields that are not known here are ignored, as clients expect."""
+def not_offered(value: Any) -> Any:
+    """Refuse what would change the answer and cannot be done; an empty value asks for nothing."""
+    if value:
+        raise ValueError("this server does not offer it. Leave it out")
+    return value
+
+
+class StreamOptionsIn(BaseModel):
+    """What a stream holds beside the answer."""
+
+    model_config = ConfigDict(title="Stream options", extra="ignore")
+
+    include_usage: bool = Field(False, description="a last piece with the tokens of the whole request")
+
+
+class GenerationIn(BaseModel):
+    """What completions and chats have in common. Fields that are not known are ignored, as clients expect."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = Field(description="`base`, a document's id (its KM), or a KM's id", examples=["base"])
+    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="choice i of a prompt uses seed + i")
+    stop: Annotated[list[str], Field(max_length=16), BeforeValidator(_listed)] = Field(
+        default=[],
+        description="texts at which to stop, one or up to 16; not part of the answer",
+        json_schema_extra={"type": ["string", "array", "null"]},
+    )
+    n: int = Field(1, ge=1, le=16, description="answers for each prompt")
+    stream: bool = Field(False, description="piece by piece, as server-sent events that end with `[DONE]`")
+    stream_options: StreamOptionsIn = StreamOptionsIn()
+    logit_bias: Annotated[dict[str, float], AfterValidator(not_offered)] = Field(
+        default={}, description="not offered"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name == "prompt"}
+
+
+class CompletionIn(GenerationIn):
+    """Continue one prompt or several."""
 
     model_config = ConfigDict(
         title="Completion request",
-        extra="ignore",
         json_schema_extra={
             "examples": [{"model": "base", "prompt": "The harbour opens at", "max_tokens": 8}]
         },
     )
 
-    model: str = Field(description="`base`, a document's id (its KM), or a KM's id", examples=["base"])
     prompt: Any = Field(
         description=f"a text, token ids, or a list of up to {MAX_PROMPTS} of either",
         json_schema_extra={
@@ -45,23 +89,13 @@ class CompletionIn(BaseModel):
         },
     )
     max_tokens: int = Field(16, ge=0, description="longest completion, in tokens; 0 only with `echo`")
-    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**63, description="choice i of a prompt uses seed + i")
-    stop: Annotated[list[str], Field(max_length=16), BeforeValidator(_listed)] = Field(
-        default=[],
-        description="texts at which to stop, one or up to 16; not part of the completion",
-        json_schema_extra={"type": ["string", "array", "null"]},
-    )
-    n: int = Field(1, ge=1, le=16, description="completions for each prompt")
     echo: bool = Field(False, description="put the prompt before the completion")
     logprobs: int | None = Field(
         None,
         ge=0,
-        le=1,
-        description="log-probability of every token that was chosen; alternatives are not offered",
+        le=MAX_TOP_LOGPROBS,
+        description="log-probability of every token, with that many of the likeliest at its place",
     )
-    stream: Literal[False] | None = Field(None, description="streaming is not offered on this route")
     add_special_tokens: bool = Field(
         True, description="whether the tokenizer adds its own tokens (such as the beginning) to a text"
     )
@@ -72,7 +106,7 @@ class LogprobsOut(BaseModel):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int] = Field(description="where each token begins, in characters")
 
 
@@ -82,7 +116,7 @@ class ChoiceOut(BaseModel):
     index: int
     text: str
     logprobs: LogprobsOut | None = None
-    finish_reason: str
+    finish_reason: str | None = Field(description="`stop` or `length`; null while a stream goes on")
 
 
 class UsageOut(BaseModel):

@@ -18,13 +18,18 @@ from km_registry.recipe import RecipeLimits
 from km_registry.registry import Registry
 from km_registry.types import Event
 from server.answering import Answerer
+from server.chatting import Chatter
 from server.completing import Completer
 from server.config import ServerSettings
 from server.deletion import Deletions
 from server.engine.base import Engine
+from server.engine.guarded import GuardedEngine
+from server.engine_keeper import EngineKeeper
+from server.generating import Generating
 from server.in_flight import InFlight
 from server.kms import KMs
 from server.metrics import Metrics
+from server.model_names import Models
 from server.replacing import Replacements
 from server.retrieval.base import Embedder
 from server.retrieval.retriever import RetrievalConfig, Retriever
@@ -53,15 +58,26 @@ class AppState:
     metrics: Metrics = field(default_factory=Metrics)
     in_flight: InFlight = field(default_factory=InFlight)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    guarded: GuardedEngine = field(init=False)
+    engine_keeper: EngineKeeper = field(init=False)
     retriever: Retriever = field(init=False)
     answerer: Answerer = field(init=False)
+    models: Models = field(init=False)
     completer: Completer = field(init=False)
+    chatter: Chatter = field(init=False)
     replacements: Replacements = field(init=False)
     deletions: Deletions = field(init=False)
     recipe_limits: RecipeLimits = field(init=False)
 
     def __post_init__(self) -> None:
         kms = KMs(self.registry, self.base_model)
+        # What answers; what evicts and asks how it is goes to the engine itself.
+        self.guarded = GuardedEngine(
+            self.engine,
+            max_requests=self.settings.max_requests,
+            timeout_s=self.settings.request_timeout_s,
+        )
+        self.engine_keeper = EngineKeeper(self.engine, max_restarts=self.settings.engine_restarts)
         self.retriever = Retriever(
             self.registry,
             self.load_embedder,
@@ -75,9 +91,12 @@ class AppState:
             ),
         )
         self.answerer = Answerer(
-            self.registry, kms, self.engine, self.tokenizer, self.settings, self.in_flight, self.retriever
+            self.registry, kms, self.guarded, self.tokenizer, self.settings, self.in_flight, self.retriever
         )
-        self.completer = Completer(self.registry, kms, self.engine, self.tokenizer, self.in_flight)
+        self.models = Models(self.registry, kms, self.in_flight)
+        generating = Generating(self.guarded, self.metrics, self.settings.max_requests)
+        self.completer = Completer(self.models, generating, self.engine, self.tokenizer)
+        self.chatter = Chatter(self.models, generating, self.engine, self.tokenizer, self.settings)
         self.replacements = Replacements(self.registry, self.queue, self.engine, self.in_flight)
         self.deletions = Deletions(
             self.registry, self.queue, self.engine, self.in_flight, self.replacements, self.retriever

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, Response
+from sse_starlette.sse import AppStatus
 
 from km_registry.base_model import BaseModel
 from km_registry.events import MemoryNotifier
@@ -21,7 +22,9 @@ from km_registry.types import KM, Principal
 from server.app import AppState, create_app
 from server.config import ServerSettings
 from server.engine.scripted import ScriptedEngine
+from server.http_server import HttpServer
 from server.retrieval.scripted_embedder import ScriptedEmbedder
+from server.startup import listen, url_of
 from tests.support import BASE_FINGERPRINT, stage_km
 
 INTERNAL_KEY = "kmi_internal"
@@ -163,6 +166,18 @@ async def state(
 @pytest.fixture
 def app(state: AppState) -> FastAPI:
     return create_app(state)
+
+
+@pytest.fixture
+async def url(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """Where the app is served for real, on the loopback."""
+    # What stops a server tells every event stream of its process, later ones too.
+    monkeypatch.setattr(AppStatus, "should_exit", False)
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(app, listener)
+    await server.start()
+    yield url_of(listener)
+    await server.stop()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -91,11 +92,51 @@ async def test_logprobs_of_what_was_written(ada: Someone, engine: ScriptedEngine
     logprobs = body["choices"][0]["logprobs"]
     assert "".join(logprobs["tokens"]) == body["choices"][0]["text"]
     assert len(logprobs["token_logprobs"]) == 3
-    assert None not in logprobs["token_logprobs"]
-    assert engine.requests[1].prompt_token_ids[:2] == engine.requests[0].prompt_token_ids
-    echoed = (await complete(ada.http, logprobs=0, max_tokens=3, echo=True))["choices"][0]
+    assert logprobs["top_logprobs"] is None
+    assert len(engine.requests) == 1
+    echoed = (await complete(ada.http, logprobs=2, max_tokens=3, echo=True))["choices"][0]
     assert echoed["text"] == "one two" + body["choices"][0]["text"]
-    assert echoed["logprobs"]["token_logprobs"][2:] == logprobs["token_logprobs"]
+    assert echoed["logprobs"]["token_logprobs"] == [None, -0.25, *logprobs["token_logprobs"]]
+    assert echoed["logprobs"]["text_offset"][2] == len("one two")
+    first, *tops = echoed["logprobs"]["top_logprobs"]
+    assert first is None
+    assert [max(top.values()) for top in tops] == echoed["logprobs"]["token_logprobs"][1:]
+    assert {len(top) for top in tops} == {2}
+
+
+async def stream(client: AsyncClient, **fields: Any) -> list[dict[str, Any]]:
+    """All pieces of a stream that ends as it should."""
+    body = {"model": "base", "prompt": "one two", "stream": True} | fields
+    response = await client.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *pieces, done, rest = response.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(piece.removeprefix("data: ")) for piece in pieces]
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 2, "echo": True}, {"max_tokens": 0, "echo": True}])
+async def test_a_stream_is_the_same_in_pieces(ada: Someone, fields: dict[str, Any]) -> None:
+    fields = {"prompt": ["one two", "three"], "n": 2, "seed": 3, "temperature": 1} | fields
+    whole = await complete(ada.http, **fields)
+    *pieces, last = await stream(ada.http, stream_options={"include_usage": True}, **fields)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+    assert len({piece["id"] for piece in (*pieces, last)}) == 1
+    for choice in whole["choices"]:
+        parts = [part for piece in pieces for part in piece["choices"] if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        assert [part["finish_reason"] for part in parts if part["finish_reason"]] == [choice["finish_reason"]]
+        if choice["logprobs"]:
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                assert [one for part in parts for one in part["logprobs"][name]] == choice["logprobs"][name]
+
+
+async def test_a_refused_stream_is_a_plain_refusal(ada: Someone) -> None:
+    for fields, status in (({"model": "doc_none"}, 404), ({"max_tokens": 500}, 422)):
+        body = {"model": "base", "prompt": "a", "stream": True} | fields
+        error_of(await ada.http.post("/v1/completions", json=body), status)
 
 
 async def test_echo_alone_needs_no_engine(ada: Someone, engine: ScriptedEngine) -> None:
@@ -110,6 +151,8 @@ async def test_own_km_by_either_name(ada: Someone, registry: Registry, engine: S
     texts = {(await complete(ada.http, model=name))["choices"][0]["text"] for name in (document_id, km.id)}
     assert [request.adapter for request in engine.requests] == [adapter_of(km)] * 2
     assert len(texts) == 1
+    assert (await ada.http.get(f"/v1/models/{km.id}")).json()["document_id"] == document_id
+    error_of(await ada.http.get("/v1/models/km_other"), 404)
     models = (await ada.http.get("/v1/models")).json()
     assert [model["id"] for model in models["data"]] == ["base", km.id, document_id]
     assert models["data"][1]["document_id"] == document_id
@@ -163,8 +206,10 @@ async def test_trainer_runs_behind_users(
         ({"top_p": 0}, "top_p:"),
         ({"n": 17}, "n:"),
         ({"n": 0}, "n:"),
-        ({"logprobs": 2}, "logprobs:"),
-        ({"stream": True}, "stream:"),
+        ({"logprobs": 21}, "logprobs:"),
+        ({"stream": "perhaps"}, "stream:"),
+        ({"logit_bias": {"1": 2.0}}, "logit_bias:"),
+        ({"frequency_penalty": 3}, "frequency_penalty:"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"seed": -1}, "seed:"),
     ],

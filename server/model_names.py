@@ -1,0 +1,99 @@
+"""What `model` names on the OpenAI-compatible routes: the base model, or a KM by its or its document's id."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from km_registry.errors import NotFoundError
+from km_registry.registry import Registry
+from km_registry.types import Action, Principal
+from server.answering import version_salt
+from server.callers import Caller, InternalService
+from server.engine.base import PRIORITY_SYNTHESIS, PRIORITY_USER, Adapter
+from server.errors import ForbiddenError
+from server.in_flight import InFlight
+from server.kms import KMs, adapter_of
+from server.modes import Mode
+from server.schemas_openai import ModelOut
+
+#: The name under which the base model without a KM is asked.
+BASE = "base"
+#: What metrics call the trainer's texts, beside the modes.
+SYNTHESIS = "synthesis"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """With what a request runs, the same for every choice of it. `mode` is what metrics call it."""
+
+    mode: str
+    adapter: Adapter | None
+    priority: int
+    cache_salt: str
+
+
+class Models:
+    """Finds what `model` names, for callers who may use it."""
+
+    def __init__(self, registry: Registry, kms: KMs, in_flight: InFlight) -> None:
+        self._registry = registry
+        self._kms = kms
+        self._in_flight = in_flight
+
+    @asynccontextmanager
+    async def asked(self, caller: Caller, model: str) -> AsyncIterator[Asked]:
+        """What `model` is; while the block runs it is not deleted.
+
+        Raises:
+            NotFoundError: nothing that the caller may use.
+            NotTrainedError: the document has no KM yet.
+            ForbiddenError: the internal key asks for more than the base model.
+        """
+        document_id = await self._document_id(caller, model)
+        if isinstance(caller, InternalService):
+            yield Asked(SYNTHESIS, None, PRIORITY_SYNTHESIS, SYNTHESIS)
+        elif document_id is None:
+            yield Asked(Mode.BASE, None, PRIORITY_USER, caller.user_id)
+        else:
+            # Counted before it is asked whether it may be read: see InFlight.
+            with self._in_flight.answering(document_id):
+                yield await self._km(caller, model, document_id)
+
+    def of(self, principal: Principal) -> list[ModelOut]:
+        """What the principal may name as `model`. Blocking."""
+        found = [ModelOut(id=BASE, created=0)]
+        for km in self._kms.all_of(principal):
+            created = int(km.created_at.timestamp())
+            found += [
+                ModelOut(id=name, created=created, parent=BASE, document_id=km.document_id)
+                for name in (km.id, km.document_id)
+            ]
+        return found
+
+    def one(self, principal: Principal, name: str) -> ModelOut:
+        """One of these. Blocking. NotFoundError when it is none of them."""
+        for model in self.of(principal):
+            if model.id == name:
+                return model
+        raise NotFoundError
+
+    async def _document_id(self, caller: Caller, model: str) -> str | None:
+        if model == BASE:
+            return None
+        if isinstance(caller, InternalService):
+            raise ForbiddenError(f"The internal key may only ask the model {BASE!r}.", param="model")
+        if not model.startswith("km_"):
+            return model
+        return (await run_in_threadpool(self.one, caller, model)).document_id
+
+    async def _km(self, principal: Principal, model: str, document_id: str) -> Asked:
+        await run_in_threadpool(self._registry.get_document, principal, document_id, Action.ASK)
+        km = await run_in_threadpool(self._kms.of, document_id)
+        if model.startswith("km_") and km.id != model:
+            # A newer one has taken its place in this very moment.
+            raise NotFoundError
+        return Asked(Mode.KM, adapter_of(km), PRIORITY_USER, version_salt(document_id, km.version))
