@@ -28,6 +28,18 @@ class ServerSettings(RegistrySettings):
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for attention caches on CPU, in GiB")
 
+    max_requests: int = Field(
+        1024,
+        ge=1,
+        description="answers that users may wait for at a time; more are refused with 503 and Retry-After",
+    )
+    request_timeout_s: float = Field(
+        300.0, gt=0, description="longest time from a request to the end of its answer, in seconds"
+    )
+    engine_restarts: int = Field(
+        3, ge=0, description="how often in 10 minutes an engine that died is started again"
+    )
+
     max_question_chars: int = Field(20_000, ge=1, description="longest question, in characters")
     max_answer_tokens: int = Field(1024, ge=1, description="longest answer that may be asked for, in tokens")
 

@@ -11,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from km_registry.jobs import JobQueue, reconcile
 from km_registry.registry import Registry
 from server.deletion import Deletions
-from server.engine.base import Engine, EngineUnavailableError
 from server.redis_private import PrivateRedis, RedisUnavailableError
 from server.replacing import Replacements
 
@@ -44,17 +43,6 @@ async def keep_replaced(replacements: Replacements, *, every_s: float = CHECK_EV
             await replacements.resume()
         except SQLAlchemyError as error:
             _log.warning("superseded KMs not looked for; will try again", error=str(error))
-        await asyncio.sleep(every_s)
-
-
-async def watch_engine(engine: Engine, *, every_s: float = CHECK_EVERY_S) -> None:
-    """Say once that the engine died, then end; /readyz says it from then on."""
-    while True:
-        try:
-            await engine.check()
-        except EngineUnavailableError as error:
-            _log.error("the engine died; restart the server", reason=str(error), log="engine.log")
-            return
         await asyncio.sleep(every_s)
 
 

@@ -29,8 +29,9 @@ from server.composition import Records
 from server.config import ServerSettings
 from server.deletion import Deletions
 from server.engine.base import Engine
+from server.engine_keeper import EngineKeeper
 from server.http_server import HttpServer
-from server.keepers import keep_reconciled, keep_redis, keep_replaced, watch_engine
+from server.keepers import keep_reconciled, keep_redis, keep_replaced
 from server.redis_private import PrivateRedis, check
 from server.replacing import Replacements
 from server.stages import Stages
@@ -83,7 +84,7 @@ class _Parts:
     """Everything that runs once the start is over."""
 
     records: Records
-    engine: Engine
+    engine_keeper: EngineKeeper
     worker: WorkerProcess
     http: HttpServer
     deletions: Deletions
@@ -146,7 +147,7 @@ class Supervisor:
         with self._stages.stage("worker") as stage:
             await worker.start()
             stage.detail = f"process {worker.pid}"
-        return _Parts(records, engine, worker, http, state.deletions, state.replacements)
+        return _Parts(records, state.engine_keeper, worker, http, state.deletions, state.replacements)
 
     def _start_redis(self, stack: AsyncExitStack) -> str:
         """The URL of the Redis to use; a private one is started, not yet waited for."""
@@ -232,7 +233,7 @@ class Supervisor:
             parts.worker.run(),
             keep_reconciled(records.registry, records.queue, parts.deletions),
             keep_replaced(parts.replacements),
-            watch_engine(parts.engine),
+            parts.engine_keeper.run(),
         ]
         if self._redis:
             work.append(keep_redis(self._redis))

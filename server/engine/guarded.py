@@ -1,0 +1,135 @@
+"""An engine that takes no more than it can serve: a bound on users' requests, and on the time of each."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+
+from server.engine.base import (
+    PRIORITY_USER,
+    Adapter,
+    Delta,
+    Engine,
+    EngineStatus,
+    EngineUnavailableError,
+    Generation,
+    GenerationRequest,
+)
+
+#: How much the newest request counts in the mean time of requests.
+_NEWEST = 0.2
+_RETRY_AFTER_S = (1, 60)
+
+
+class EngineBusyError(EngineUnavailableError):
+    """More requests wait than this server lets. `retry_after_s` says when to ask again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestTimeoutError(EngineUnavailableError):
+    """The request took longer than this server lets."""
+
+
+class GuardedEngine:
+    """Implements server.engine.base.Engine over another one, whose life it leaves alone.
+
+    Synthetic text is neither counted nor timed: it runs behind users' requests, and the trainer bounds it.
+    """
+
+    def __init__(self, engine: Engine, *, max_requests: int, timeout_s: float) -> None:
+        self._engine = engine
+        self._max_requests = max_requests
+        self._timeout_s = timeout_s
+        self._mean_s = 1.0
+        #: Users' requests that wait or run.
+        self.in_flight = 0
+        #: Requests that were refused because too many were there, and that took too long.
+        self.refused = 0
+        self.timed_out = 0
+
+    async def start(self) -> None:
+        """Start the engine."""
+        await self._engine.start()
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """Run one request to its end. Raises EngineBusyError and RequestTimeoutError too."""
+        with self._admitted(request) as deadline, self._timed():
+            async with asyncio.timeout_at(deadline):
+                return await self._engine.generate(request)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Run one request, piece by piece. Raises like `generate`."""
+        with self._admitted(request) as deadline:
+            async with aclosing(self._engine.stream(request)) as stream:
+                # Not one timeout around all: whoever reads may do so in several tasks.
+                while (delta := await self._next(stream, deadline)) is not None:
+                    yield delta
+
+    async def evict(self, adapter: Adapter) -> bool:
+        """Remove the adapter from the engine."""
+        return await self._engine.evict(adapter)
+
+    async def status(self) -> EngineStatus:
+        """What the engine is doing."""
+        return await self._engine.status()
+
+    async def check(self) -> None:
+        """Raise EngineUnavailableError unless the engine is alive."""
+        await self._engine.check()
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        await self._engine.close()
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return self._engine.max_model_len
+
+    async def _next(self, stream: AsyncGenerator[Delta, None], deadline: float | None) -> Delta | None:
+        with self._timed():
+            async with asyncio.timeout_at(deadline):
+                return await anext(stream, None)
+
+    @contextmanager
+    def _admitted(self, request: GenerationRequest) -> Iterator[float | None]:
+        """Counts a user's request while the block runs; yields the loop's time at which it must be over."""
+        if request.priority > PRIORITY_USER:
+            yield None
+            return
+        if self.in_flight >= self._max_requests:
+            self.refused += 1
+            raise EngineBusyError(
+                f"{self.in_flight} requests are waiting or being answered, and this server lets in no more. "
+                "Try again a little later.",
+                self._retry_after_s(),
+            )
+        began = time.perf_counter()
+        self.in_flight += 1
+        try:
+            yield asyncio.get_running_loop().time() + self._timeout_s
+        finally:
+            self.in_flight -= 1
+            self._mean_s += _NEWEST * (time.perf_counter() - began - self._mean_s)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            self.timed_out += 1
+            raise RequestTimeoutError(
+                f"The request took longer than {self._timeout_s:g} seconds. Ask for a shorter answer, or "
+                "again when less is going on."
+            ) from error
+
+    def _retry_after_s(self) -> int:
+        """Those that are there now will be done after about as long as requests take."""
+        least, most = _RETRY_AFTER_S
+        return min(most, max(least, math.ceil(self._mean_s)))
