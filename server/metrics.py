@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from km_registry.types import JobState
+from server.engine.base import EngineStatus
+from server.engine_metrics import EngineCollector
 
 _MILLISECONDS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, float("inf"))
 
@@ -29,6 +31,13 @@ class Metrics:
             buckets=_MILLISECONDS,
             registry=self.registry,
         )
+        self._first_token_milliseconds = Histogram(
+            "km_first_token_milliseconds",
+            "Time from a request's way into the engine to its first token.",
+            ("mode",),
+            buckets=_MILLISECONDS,
+            registry=self.registry,
+        )
         self._tokens = Counter(
             "km_tokens",
             "Tokens read (prompt) and written (completion).",
@@ -36,6 +45,8 @@ class Metrics:
             registry=self.registry,
         )
         self._documents = Gauge("km_documents", "Documents that are kept.", registry=self.registry)
+        self._engine = EngineCollector()
+        self.registry.register(self._engine)
         self._jobs = Gauge("km_jobs", "Jobs by state.", ("state",), registry=self.registry)
 
     def request(self, method: str, route: str, status: int) -> None:
@@ -45,6 +56,10 @@ class Metrics:
     def answer(self, mode: str, milliseconds: float) -> None:
         """Count one answer and its time."""
         self._answer_milliseconds.labels(mode).observe(milliseconds)
+
+    def first_token(self, mode: str, seconds: float) -> None:
+        """Count a request by the time that its first token took."""
+        self._first_token_milliseconds.labels(mode).observe(seconds * 1000)
 
     def tokens(self, mode: str, prompt: int, completion: int) -> None:
         """Count the tokens of one answer or completion."""
@@ -56,6 +71,15 @@ class Metrics:
         self._documents.set(documents)
         for state in JobState:
             self._jobs.labels(state).set(jobs.get(state, 0))
+
+    def engine(self, status: EngineStatus | None) -> None:
+        """Set what the engine is doing; None while it does not run."""
+        self._engine.status = status
+
+    def refused(self, *, queue: int, timeout: int, restarts: int) -> None:
+        """Set how many requests were refused so far, and how often the engine was started again."""
+        self._engine.refused = {"queue": queue, "timeout": timeout}
+        self._engine.restarts = restarts
 
     def render(self) -> bytes:
         """Prometheus' text format."""

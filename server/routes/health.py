@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from server.auth import AdminDep, UserDep
-from server.engine.base import EngineUnavailableError
+from server.engine.base import EngineStatus, EngineUnavailableError
 from server.problems import documented
 from server.schemas import Alive, Readiness
 from server.state import AppState, State
@@ -49,12 +49,12 @@ async def readyz(response: Response, state: State) -> Readiness:
         missing.append("the server is stopping")
     if missing:
         response.status_code = 503
-    reason = state.retriever.reason
+    reasons = (state.engine_keeper.reason, state.retriever.reason)
     return Readiness(
         ready=not missing,
         missing=missing,
         retrieval=state.retriever.state,
-        notes=[] if reason is None else [reason],
+        notes=[reason for reason in reasons if reason is not None],
     )
 
 
@@ -68,7 +68,13 @@ async def readyz(response: Response, state: State) -> Readiness:
     },
 )
 async def metrics(_: AdminDep, state: State) -> Response:
-    """Requests by route and status, answer times and tokens by mode, documents, jobs by state."""
+    """Requests by route and status, times and tokens by mode, documents, jobs, the engine, adapters."""
+    state.metrics.engine(await _status(state))
+    state.metrics.refused(
+        queue=state.guarded.refused,
+        timeout=state.guarded.timed_out,
+        restarts=state.engine_keeper.restarts,
+    )
     state.metrics.kept(*await run_in_threadpool(state.registry.counts))
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -85,6 +91,13 @@ async def _there(check: Coroutine[Any, Any, object]) -> bool:
     except (EngineUnavailableError, RedisError, SQLAlchemyError, OSError):
         return False
     return True
+
+
+async def _status(state: AppState) -> EngineStatus | None:
+    try:
+        return await asyncio.wait_for(state.engine.status(), _PATIENCE_S)
+    except (EngineUnavailableError, TimeoutError):
+        return None
 
 
 async def _redis(state: AppState) -> None:

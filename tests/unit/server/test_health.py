@@ -43,6 +43,15 @@ async def test_what_is_missing(
     assert response.json()["missing"] == ["engine", "redis"]
 
 
+async def test_a_dead_engine_is_explained(
+    anyone: AsyncClient, state: AppState, engine: ScriptedEngine
+) -> None:
+    state.engine_keeper.reason = "The engine died and is being started again, for the 1. time."
+    engine.running = False
+    told = (await anyone.get("/readyz")).json()
+    assert (told["missing"], told["notes"]) == (["engine"], [state.engine_keeper.reason])
+
+
 async def test_not_ready_while_stopping(anyone: AsyncClient, state: AppState) -> None:
     state.closing.set()
     assert (await anyone.get("/readyz")).json()["missing"] == ["the server is stopping"]
@@ -66,6 +75,37 @@ async def test_metrics(admin: Someone, ada: Someone, trainer: AsyncClient, regis
     assert 'km_tokens_total{kind="prompt",mode="synthesis"} 2.0' in lines
     assert document_id not in response.text
     assert "client" not in response.text
+
+
+async def test_metrics_of_the_engine(
+    admin: Someone, ada: Someone, registry: Registry, engine: ScriptedEngine, state: AppState
+) -> None:
+    document_id = await ada.upload()
+    km = train(registry, document_id, ada.principal)
+    for model in (document_id, document_id, "base"):
+        await ada.http.post("/v1/completions", json={"model": model, "prompt": "a b", "max_tokens": 3})
+    state.guarded.refused = 2
+    text = (await admin.http.get("/metrics")).text
+    lines = text.splitlines()
+    for line in (
+        'km_first_token_milliseconds_count{mode="km"} 2.0',
+        'km_tokens_total{kind="completion",mode="base"} 3.0',
+        'km_adapter_slots{state="idle"} 1.0',
+        'km_adapter_slots{state="free"} 3.0',
+        'km_adapter_requests_total{result="hit"} 1.0',
+        'km_adapter_requests_total{result="miss"} 1.0',
+        'km_adapter_moves_total{to="slot"} 1.0',
+        'km_adapter_evictions_total{tier="slot"} 0.0',
+        'km_engine_requests{state="waiting"} 0.0',
+        'km_requests_refused_total{reason="queue"} 2.0',
+        "km_engine_restarts_total 0.0",
+    ):
+        assert line in lines, line
+    assert km.id not in text
+    engine.running = False
+    text = (await admin.http.get("/metrics")).text
+    assert "km_adapter_slots" not in text
+    assert "km_engine_restarts_total 0.0" in text
 
 
 async def test_what_is_kept_is_counted(
