@@ -4,6 +4,8 @@ adapter, generate."""
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
@@ -13,8 +15,9 @@ from km_registry.prompts import answer_messages, encode, passages_context
 from km_registry.registry import Registry
 from km_registry.types import KM, Action, Document, Principal
 from server.config import ServerSettings
-from server.engine.base import Engine, GenerationRequest
+from server.engine.base import Engine, Generation, GenerationRequest, joined
 from server.errors import InvalidRequestError, NotTrainedError, PromptTooLongError
+from server.generating import Generating
 from server.in_flight import InFlight
 from server.kms import KMs, adapter_of
 from server.modes import Choice, Mode
@@ -77,6 +80,17 @@ class _Plan:
         return document.version if self.km is None or self.passages else self.km.version
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question that may be answered, and how: `request` is what the engine is asked."""
+
+    question: Question
+    document: Document
+    plan: _Plan
+    request: GenerationRequest
+    began: float
+
+
 class Answerer:
     """Answers questions. One for each server."""
 
@@ -85,6 +99,7 @@ class Answerer:
         registry: Registry,
         kms: KMs,
         engine: Engine,
+        generating: Generating,
         tokenizer: Tokenizer,
         settings: ServerSettings,
         in_flight: InFlight,
@@ -93,6 +108,7 @@ class Answerer:
         self._registry = registry
         self._kms = kms
         self._engine = engine
+        self._generating = generating
         self._tokenizer = tokenizer
         self._settings = settings
         self._in_flight = in_flight
@@ -104,6 +120,28 @@ class Answerer:
         Raises NotFoundError, NotTrainedError, InvalidRequestError, PromptTooLongError,
         RetrievalUnavailableError or EngineUnavailableError.
         """
+        async with self._asked(principal, question) as asked:
+            (generation,) = await self._generating.whole(asked.plan.mode, [asked.request])
+            return await self._answered(asked, generation)
+
+    async def stream(self, principal: Principal, question: Question) -> AsyncGenerator[str | Answer, None]:
+        """The same, piece by piece: the answer's text as it comes, then the answer.
+
+        Raises like `answer`; closing it aborts the generation.
+        """
+        async with self._asked(principal, question) as asked:
+            deltas = []
+            pieces = self._generating.pieces(asked.plan.mode, [asked.request])
+            async with aclosing(pieces):
+                async for _, delta in pieces:
+                    deltas.append(delta)
+                    if delta.text:
+                        yield delta.text
+            yield await self._answered(asked, joined(asked.request, deltas))
+
+    @asynccontextmanager
+    async def _asked(self, principal: Principal, question: Question) -> AsyncIterator[_Asked]:
+        """How the question is answered; while the block runs its document is not deleted."""
         began = time.perf_counter()
         self._check(question)
         with self._in_flight.answering(question.document_id):
@@ -115,22 +153,25 @@ class Answerer:
             plan = await self._retrieved(document, question, planned)
             prompt = await run_in_threadpool(self._prompt, document, question, plan)
             request = self._request(principal, document, question, plan, prompt)
-            generation = await self._engine.generate(request)
-            warning = await run_in_threadpool(self._warning, document, plan)
+            yield _Asked(question, document, plan, request, began)
+
+    async def _answered(self, asked: _Asked, generation: Generation) -> Answer:
+        plan = asked.plan
+        warning = await run_in_threadpool(self._warning, asked.document, plan)
         return Answer(
             answer=generation.text.strip(),
             mode=plan.mode,
-            asked_mode=question.mode,
+            asked_mode=asked.question.mode,
             why=plan.choice.why,
-            document_id=document.id,
+            document_id=asked.document.id,
             km_id=plan.km.id if plan.km else None,
-            version=plan.read(document),
+            version=plan.read(asked.document),
             passages=plan.passages,
             warning=warning,
             prompt_tokens=generation.prompt_tokens,
             completion_tokens=len(generation.token_ids),
             finish_reason=generation.finish_reason,
-            milliseconds=round((time.perf_counter() - began) * 1000, 1),
+            milliseconds=round((time.perf_counter() - asked.began) * 1000, 1),
         )
 
     def _check(self, question: Question) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from server.cli_shared import DocumentId, PresetOption, RecipeOption, connected, fail, recipe_for
+from server.client import Client, ClientError
 
 TextFile = Annotated[Path, typer.Argument(help="A .txt or .md file in UTF-8.", exists=True, dir_okay=False)]
 
@@ -122,13 +124,19 @@ def ask(
     passages: Annotated[
         bool, typer.Option("--passages", help="Show the mode that answered, and the passages it read.")
     ] = False,
+    stream: Annotated[
+        bool | None, typer.Option(help="Show the answer as it comes; by default on a terminal.")
+    ] = None,
 ) -> None:
     """Ask a document."""
     given: dict[str, Any] = {"mode": mode, "k": k, "max_tokens": max_tokens}
     options = {name: value for name, value in given.items() if value is not None}
     with connected() as client:
-        answer = client.answer(document, question, **options)
-    typer.echo(answer["answer"])
+        if sys.stdout.isatty() if stream is None else stream:
+            answer = _told_as_it_comes(client, document, question, options)
+        else:
+            answer = client.answer(document, question, **options)
+            typer.echo(answer["answer"])
     if passages:
         typer.echo(f"\n{answer['mode']}: {answer['why']}")
         for passage in answer["passages"]:
@@ -136,6 +144,21 @@ def ask(
             typer.echo(passage["text"])
     if answer.get("warning"):
         typer.echo(f"km: {answer['warning']}", err=True)
+
+
+def _told_as_it_comes(
+    client: Client, document: str, question: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    told = ""
+    for event in client.answer_stream(document, question, **options):
+        if event.kind == "answer":
+            typer.echo()
+            return event.data
+        new = event.data["text"] if told else event.data["text"].lstrip()
+        told += new
+        typer.echo(new, nl=False)
+        sys.stdout.flush()
+    raise ClientError("The answer was cut short. Ask again.")
 
 
 def remove(document: DocumentId) -> None:

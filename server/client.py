@@ -102,16 +102,28 @@ class Client:
             "POST", "/answer", json={"document_id": document_id, "question": question, **options}
         )
 
+    def answer_stream(self, document_id: str, question: str, **options: Any) -> Iterator[ServerEvent]:
+        """Ask a document, piece by piece: `delta` events with {text}, then one `answer` with all that
+        `answer` returns. ClientError also when it is cut short."""
+        body = {"document_id": document_id, "question": question, "stream": True, **options}
+        for event in self._events("POST", "/answer", json=body):
+            if event.kind == "error":
+                raise ClientError(event.data["error"]["message"])
+            yield event
+
     def delete(self, document_id: str) -> dict[str, Any]:
         """Delete a document and everything made of it; the receipt."""
         return self._json("DELETE", f"/documents/{document_id}")
 
     def events(self, document_id: str) -> Iterator[ServerEvent]:
         """What has happened to the document's job, then what happens, until the job is finished."""
-        path = f"/documents/{document_id}/events"
+        # No timeout for reading: a job may be silent while it waits for its turn.
+        timeout = httpx.Timeout(10.0, read=None)
+        return self._events("GET", f"/documents/{document_id}/events", timeout=timeout)
+
+    def _events(self, method: str, path: str, **options: Any) -> Iterator[ServerEvent]:
         try:
-            # No timeout for reading: a job may be silent while it waits for its turn.
-            with self._http.stream("GET", path, timeout=httpx.Timeout(10.0, read=None)) as response:
+            with self._http.stream(method, path, **options) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

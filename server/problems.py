@@ -101,6 +101,14 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut, "description": _MEANINGS[status]} for status in (401, *statuses)}
 
 
+#: The `responses` of a route that answers whole or as a stream.
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, server-sent events of its pieces",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
 _MEANINGS = {
     400: "The body cannot be read: not UTF-8, or not the type that it says it is",
     401: "No API key, or one that is not known",

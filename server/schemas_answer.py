@@ -51,6 +51,11 @@ class QuestionIn(Input):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="makes an answer at temperature > 0 repeatable"
     )
+    stream: bool = Field(
+        False,
+        description="as server-sent events: `delta` events with {text}, then one `answer` event with all "
+        "that is answered without it; an `error` event where it is cut short",
+    )
 
 
 class PassageOut(Output):

@@ -77,6 +77,7 @@ class AppState:
             max_requests=self.settings.max_requests,
             timeout_s=self.settings.request_timeout_s,
         )
+        generating = Generating(self.guarded, self.metrics, self.settings.max_requests)
         self.engine_keeper = EngineKeeper(self.engine, max_restarts=self.settings.engine_restarts)
         self.retriever = Retriever(
             self.registry,
@@ -91,10 +92,16 @@ class AppState:
             ),
         )
         self.answerer = Answerer(
-            self.registry, kms, self.guarded, self.tokenizer, self.settings, self.in_flight, self.retriever
+            self.registry,
+            kms,
+            self.guarded,
+            generating,
+            self.tokenizer,
+            self.settings,
+            self.in_flight,
+            self.retriever,
         )
         self.models = Models(self.registry, kms, self.in_flight)
-        generating = Generating(self.guarded, self.metrics, self.settings.max_requests)
         self.completer = Completer(self.models, generating, self.engine, self.tokenizer)
         self.chatter = Chatter(self.models, generating, self.engine, self.tokenizer, self.settings)
         self.replacements = Replacements(self.registry, self.queue, self.engine, self.in_flight)

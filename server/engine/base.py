@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -103,7 +103,9 @@ class Generation:
     first_token_s: float | None = None
 
 
-def joined(request: GenerationRequest, deltas: list[Delta], first_token_s: float) -> Generation:
+def joined(
+    request: GenerationRequest, deltas: Sequence[Delta], first_token_s: float | None = None
+) -> Generation:
     """The whole answer that the pieces of a stream make."""
     last = deltas[-1]
     assert last.finish_reason is not None

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from sse_starlette import ServerSentEvent
 
-from server.answering import Question
+from server.answer_stream import Wire, event, streamed
+from server.answering import Answer, Question
 from server.auth import UserDep
 from server.disconnect import unless_disconnected
-from server.problems import documented
+from server.problems import STREAMED, documented
 from server.schemas_answer import AnswerOut, QuestionIn
-from server.state import State
+from server.state import AppState, State
 
 router = APIRouter(tags=["answers"])
 
 
 @router.post(
-    "/answer", summary="Ask a question about a document", responses=documented(404, 409, 413, 422, 503)
+    "/answer",
+    summary="Ask a question about a document",
+    response_model=AnswerOut,
+    responses=STREAMED | documented(404, 409, 413, 422, 503, 504),
 )
-async def answer(request: Request, sent: QuestionIn, principal: UserDep, state: State) -> AnswerOut:
+async def answer(
+    request: Request, sent: QuestionIn, principal: UserDep, state: State
+) -> AnswerOut | Response:
     """Modes `km` and `km+rag` are 409 until the KM is trained; `auto` always answers. Hanging up ends the
     generation."""
     question = Question(
@@ -29,7 +36,18 @@ async def answer(request: Request, sent: QuestionIn, principal: UserDep, state: 
         temperature=sent.temperature,
         seed=sent.seed,
     )
+    if sent.stream:
+        return await streamed(request, state.answerer.stream(principal, question), _wire(state))
     found = await unless_disconnected(request, state.answerer.answer(principal, question))
     state.metrics.answer(found.mode, found.milliseconds)
-    state.metrics.tokens(found.mode, found.prompt_tokens, found.completion_tokens)
     return AnswerOut.model_validate(found)
+
+
+def _wire(state: AppState) -> Wire[str | Answer]:
+    def piece(told: str | Answer) -> ServerSentEvent:
+        if isinstance(told, str):
+            return event({"text": told}, "delta")
+        state.metrics.answer(told.mode, told.milliseconds)
+        return event(AnswerOut.model_validate(told).model_dump(mode="json"), "answer")
+
+    return Wire(piece=piece, error=lambda body: event(body, "error"))

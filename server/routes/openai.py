@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from server.answer_stream import OPENAI, streamed
 from server.auth import CallerDep, UserDep
 from server.disconnect import unless_disconnected
-from server.problems import documented
+from server.problems import STREAMED, documented
 from server.schemas_chat import ChatIn, ChatOut
 from server.schemas_openai import CompletionIn, CompletionOut, ModelList, ModelOut
 from server.state import State
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
-_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer; with `stream`, server-sent events of its pieces",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
-_GENERATION = _STREAM | documented(400, 403, 404, 409, 413, 422, 503, 504)
+_GENERATION = STREAMED | documented(400, 403, 404, 409, 413, 422, 503, 504)
 
 
 @router.post(

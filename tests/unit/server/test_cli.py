@@ -273,6 +273,33 @@ def test_ask(api: FakeApi) -> None:
     assert api.requests[0][2] == expected
 
 
+def test_ask_shows_an_answer_as_it_comes(api: FakeApi) -> None:
+    answer = json.dumps({"answer": "At six.", "mode": "km", "why": "it was asked for", "passages": []})
+    pieces = "".join(f"event: delta\ndata: {json.dumps({'text': text})}\n\n" for text in (" ", "At ", "six."))
+    api.replies_with("POST", "/answer", f"{pieces}event: answer\ndata: {answer}\n\n")
+
+    done = km("ask", "doc_1", "When?", "--stream", "--passages")
+
+    assert done.output == "At six.\n\nkm: it was asked for\n"
+    assert api.requests[0][2]["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ('event: error\ndata: {"error": {"message": "The engine died."}}\n\n', "The engine died."),
+        ("", "The answer was cut short. Ask again."),
+    ],
+)
+def test_an_answer_that_is_cut_short(api: FakeApi, end: str, says: str) -> None:
+    api.replies_with("POST", "/answer", f'event: delta\ndata: {{"text": "At"}}\n\n{end}')
+
+    done = km("ask", "doc_1", "When?", "--stream")
+
+    assert (done.exit_code != 0, done.stdout) == (True, "At")
+    assert done.stderr == f"km: {says}\n"
+
+
 def test_ask_leaves_the_mode_to_the_server_and_shows_what_it_read(api: FakeApi) -> None:
     answer = {
         "answer": "At six.",
