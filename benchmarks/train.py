@@ -28,7 +28,7 @@ from benchmarks.training import SETTINGS, Bench
 
 PARTS: dict[str, Callable[[Bench, str, argparse.Namespace], dict[str, Any]]] = {
     "speed": lambda bench, setting, given: measure_speed(bench, setting, given.steps, given.seconds),
-    "recovered": lambda bench, setting, _given: measure_recovered(bench, setting),
+    "recovered": lambda bench, setting, given: measure_recovered(bench, setting, given.recovered_steps),
     "group": lambda bench, setting, given: measure_group(bench, setting, given.steps),
 }
 
@@ -39,6 +39,9 @@ def main() -> int:
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: every setting")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: every part")
     parser.add_argument("--steps", type=int, help="steps of `speed` and `group` (default: 40)", default=40)
+    parser.add_argument(
+        "--recovered-steps", type=int, help="steps of `recovered` (default: as many as the recipe takes)"
+    )
     parser.add_argument("--seconds", type=float, help="let `speed` stop after so many seconds")
     given = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))

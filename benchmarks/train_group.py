@@ -7,11 +7,10 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.training import TEACHER_BATCH_TOKENS, Bench
+from benchmarks.training import Bench
 from trainer_worker.lora import open_slot
 from trainer_worker.pairs import pairs_of
 from trainer_worker.runs import Run
-from trainer_worker.teacher import compute_targets
 from trainer_worker.train import train
 
 _ROUNDS = 3
@@ -35,7 +34,7 @@ def _train(bench: Bench, model: Any, setting: str, seeds: list[int], steps: int)
     for seed, document in zip(seeds, documents, strict=True):
         recipe = document.recipe.model_copy(update={"evaluations": 1, "seed": seed})
         examples = [*document.examples.fit, *document.examples.heldout]
-        pairs = pairs_of(examples, compute_targets(model, examples, batch_tokens=TEACHER_BATCH_TOKENS))
+        pairs = pairs_of(examples, bench.targets(model, examples))
         slot = open_slot(model, rank=recipe.rank, alpha=recipe.alpha, seed=seed)
         fit = len(document.examples.fit)
         runs.append(Run(slot, pairs[:fit], pairs[fit:], recipe, steps))

@@ -6,24 +6,23 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.training import TEACHER_BATCH_TOKENS, Bench, peak_rss_gb
+from benchmarks.training import Bench, peak_rss_gb
 from trainer_worker.lora import open_slot
 from trainer_worker.pairs import pairs_of
 from trainer_worker.runs import Run
-from trainer_worker.teacher import compute_targets
 from trainer_worker.train import train
 
 _WANTED = 0.8
 
 
-def measure_recovered(bench: Bench, setting: str) -> dict[str, Any]:
+def measure_recovered(bench: Bench, setting: str, steps: int | None) -> dict[str, Any]:
     """A full training by the trainer's own loop, teacher and evaluations included."""
-    document = bench.document(setting)
+    document = bench.document(setting, steps=steps)
     recipe, examples = document.recipe, document.examples
     model = bench.student()
     slot = open_slot(model, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
     began = time.monotonic()
-    store = compute_targets(model, [*examples.fit, *examples.heldout], batch_tokens=TEACHER_BATCH_TOKENS)
+    store = bench.targets(model, [*examples.fit, *examples.heldout])
     pairs = pairs_of([*examples.fit, *examples.heldout], store)
     fit, heldout = pairs[: len(examples.fit)], pairs[len(examples.fit) :]
     times = {0: time.monotonic() - began}

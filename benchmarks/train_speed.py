@@ -14,7 +14,6 @@ import torch
 from benchmarks.reference import Reference
 from benchmarks.result import RESULTS
 from benchmarks.training import (
-    TEACHER_BATCH_TOKENS,
     Bench,
     Document,
     matmul_gflops,
@@ -27,7 +26,6 @@ from trainer_worker.distillation import Part, loss_sums
 from trainer_worker.lora import Slot, open_slot
 from trainer_worker.pairs import BatchStream, Pair, pairs_of
 from trainer_worker.runs import lr_factor
-from trainer_worker.teacher import compute_targets
 
 #: Steps at the end whose losses are averaged: one batch's says little.
 _LAST = 10
@@ -73,7 +71,7 @@ def measure_speed(bench: Bench, setting: str, steps: int, seconds: float | None)
     began = time.perf_counter()
     pairs = pairs_of(
         document.examples.fit,
-        compute_targets(model, document.examples.fit, batch_tokens=TEACHER_BATCH_TOKENS),
+        bench.targets(model, document.examples.fit),
     )
     teacher_seconds = timed(model, began)
     print(f"  teacher {teacher_seconds:.1f} s, {len(pairs)} samples", file=sys.stderr)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from benchmarks.invented import invented
-from km_registry import base_model
 from km_registry.chunking import chunks
 from km_registry.recipe import Recipe
 from trainer_worker.config import TrainerSettings
-from trainer_worker.device import device_and_dtype, keep_freed_memory
 from trainer_worker.examples import Example, Source
-from trainer_worker.lora import Slot, attach_lora
+from trainer_worker.lora import Slot
 from trainer_worker.objectives import ExampleSet, example_set
 from trainer_worker.packing import packed_tokens
+from trainer_worker.publication import peak_rss_bytes
+from trainer_worker.resident import Resident
 from trainer_worker.synthesis import recall, repeat
+from trainer_worker.targets import TargetStore
+from trainer_worker.teacher import compute_targets
 
 #: By name: tokens of the document, recipe.
 SETTINGS: dict[str, tuple[int, Recipe]] = {
     "600": (600, Recipe(kinds={"recall": 1.0, "repeat": 1.0}, chunk_tokens=512, evaluations=12)),
     "5000": (5000, Recipe(kinds={"recall": 1.0, "repeat": 1.0}, chunk_tokens=2048, evaluations=24)),
 }
-TEACHER_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +41,22 @@ class Document:
 
 
 class Bench:
-    """The base model, its tokenizer and the documents."""
+    """The base model as trainings have it, and the documents."""
 
     def __init__(self) -> None:
-        from transformers import AutoTokenizer
-
-        settings = TrainerSettings()
-        keep_freed_memory()
-        self.base = base_model.resolve(settings.base_model, settings.data_dir)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.base.path)
-        self.device, self.dtype = device_and_dtype()
+        self.resident = Resident.open(TrainerSettings())
 
     def load(self) -> Any:
         """The base model, frozen but without LoraLinear layers."""
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(self.base.path, dtype=self.dtype)
-        return model.to(self.device).requires_grad_(False)
+        return self.resident.load_base()
 
     def student(self) -> Any:
         """The base model with LoraLinear layers."""
-        model = self.load()
-        attach_lora(model)
-        return model
+        return self.resident.load_model()
+
+    def targets(self, model: Any, examples: Sequence[Example]) -> TargetStore:
+        """What the teacher says of the examples, in passes of the size that trainings take."""
+        return compute_targets(model, examples, batch_tokens=self.resident.teacher_batch_tokens)
 
     def document(self, setting: str, *, seed: int = 0, steps: int | None = None) -> Document:
         """The setting's document of that seed; `steps` None: as many as its recipe takes."""
@@ -76,21 +70,14 @@ class Bench:
             [*recall(source, recipe.seed), *repeat(source)],
             [],
             recipe,
-            self.tokenizer,
-            context_tokens=self.context_tokens,
+            self.resident.tokenizer,
+            context_tokens=self.resident.context_tokens,
             steps=steps or whole,
         )
         return Document(self._count(text), examples, recipe, steps or whole)
 
-    @property
-    def context_tokens(self) -> int:
-        """The most tokens that the model reads at once."""
-        from transformers import AutoConfig
-
-        return int(AutoConfig.from_pretrained(self.base.path).max_position_embeddings)
-
     def _count(self, text: str) -> int:
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return len(self.resident.tokenizer.encode(text, add_special_tokens=False))
 
 
 def step_flops(model: Any, slot: Slot, batch: list[Example]) -> float:
@@ -129,7 +116,7 @@ def timed(model: Any, began: float) -> float:
 
 def peak_rss_gb() -> float:
     """The most memory this process has had."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return round(peak_rss_bytes() / 2**30, 2)
 
 
 def _wait(model: Any) -> None:

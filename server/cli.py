@@ -12,6 +12,7 @@ import typer
 from server import cli_documents
 from server.cli_shared import PresetOption, RecipeOption, check_recipe, fail, recipe_fields, settings_of
 from server.evaluation.command import evaluate
+from server.ke_training.command import train_ke
 
 app = typer.Typer(
     name="km",
@@ -164,4 +165,5 @@ def demo(
 
 
 app.command("eval")(evaluate)
+app.command("train-ke")(train_ke)
 cli_documents.register(app)

@@ -15,13 +15,14 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from km_registry.prompts import passages_context
 from server.client import read_events
 from server.demo_scoring import Scorer
 from server.evaluation.metrics import is_right
 from server.own_server import OwnServerError, own_server
 from server.training_display import TrainingDisplay
 
-MODES = ("base", "icl", "km")
+MODES = ("base", "icl", "km", "auto")
 _MAX_TOKENS = 32
 #: Questions in flight at a time.
 _TOGETHER = 8
@@ -110,9 +111,9 @@ def _story(
     seconds = _watch_training(http, document_id, console)
     km = _checked(http.get(f"/documents/{document_id}"))["km"]
 
-    console.print(f"Trained in {seconds:.0f} s. Asking {len(questions)} questions in three ways …")
+    console.print(f"Trained in {seconds:.0f} s. Asking {len(questions)} questions in {len(MODES)} ways …")
     answers = {mode: _ask_all(http, document_id, questions, mode) for mode in MODES}
-    nll = scorer.answer_nll(document_id, sample.title, sample.text, sample.questions)
+    nll = scorer.answer_nll(document_id, sample.title, sample.questions, _contexts(sample, answers))
     console.print(_table(sample, answers))
 
     receipt = _checked(http.delete(f"/documents/{document_id}"))
@@ -133,11 +134,22 @@ def _story(
         "questions": len(questions),
         **{f"right_{mode}": right[mode] for mode in MODES},
         **{f"nll_{mode}": round(nll[mode], 3) for mode in MODES},
-        "prompt_tokens_icl": _mean_prompt(answers["icl"]),
-        "prompt_tokens_km": _mean_prompt(answers["km"]),
+        "auto": answers["auto"][0]["mode"],
+        **{f"prompt_tokens_{mode}": _mean_prompt(answers[mode]) for mode in ("icl", "km", "auto")},
         "after_delete": str(gone),
         "base_unchanged": before == after,
     }
+
+
+def _contexts(sample: Sample, answers: dict[str, list[dict[str, Any]]]) -> dict[str, list[str | None]]:
+    """What stood in each prompt beside the question, by mode."""
+    found: dict[str, list[str | None]] = {mode: [None] * len(sample.questions) for mode in MODES}
+    found["icl"] = [sample.text] * len(sample.questions)
+    found["auto"] = [
+        passages_context([passage["text"] for passage in answer["passages"]]) or None
+        for answer in answers["auto"]
+    ]
+    return found
 
 
 def _mean_prompt(answers: list[dict[str, Any]]) -> float:

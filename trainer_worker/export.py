@@ -53,20 +53,7 @@ def export_km(
         directory / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
-        "r": recipe.rank,
-        "lora_alpha": recipe.alpha,
-        "lora_dropout": recipe.dropout,
-        "target_modules": list(TARGET_MODULES),
-        "bias": "none",
-        "inference_mode": True,
-        "modules_to_save": None,
-        "use_dora": False,
-        "use_rslora": False,
-    }
+    config = peft_config(base.name, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout)
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     # The card is part of the content digest, so it tells only what the training decides: with times in it
     # every run of the same recipe would be another KM. The manifest is not, and tells them.
@@ -97,3 +84,21 @@ def export_km(
             "metrics": metrics,
         },
     )
+
+
+def peft_config(base: str, *, rank: int, alpha: float, dropout: float) -> dict[str, Any]:
+    """An adapter's `adapter_config.json`, as PEFT reads it."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": list(TARGET_MODULES),
+        "bias": "none",
+        "inference_mode": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }

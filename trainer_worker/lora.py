@@ -108,16 +108,17 @@ class LoraLinear(nn.Module):
 
 @dataclass(slots=True)
 class Slot:
-    """One adapter. `flat` holds every A and B in float32, in the order of `shapes`."""
+    """One adapter. `flat` holds every A and B in float32, in the order of `shapes`; it is a parameter where
+    the slot is what is trained."""
 
-    flat: nn.Parameter
+    flat: Tensor
     shapes: Mapping[str, torch.Size]
     scale: float
     dropout: float
     seed: int
     generator: torch.Generator = field(repr=False)
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """What is trained: one flat tensor, so that an optimizer's step is one operation."""
         return [self.flat]
 

@@ -38,7 +38,7 @@ def train_kms(
     taken away. Returns once none is held any more.
     """
     with _shared_trouble(attempts):
-        shop = Workshop.open(registry, settings)
+        shop = Workshop.open(settings, registry=registry)
         memory = Memory.of(shop.base.path, settings, free_bytes=free_bytes(shop.device))
         with (
             Preparation(lambda attempt: prepare(shop, attempt)) as preparation,

@@ -65,7 +65,11 @@ class Display:
 
     def advance(self, stage: str, note: str = "") -> None:
         """One thing more is done."""
-        self._done[stage] += 1
+        self.reach(stage, self._done[stage] + 1, note)
+
+    def reach(self, stage: str, done: int, note: str = "") -> None:
+        """So many things are done by now."""
+        self._done[stage] = done
         if self._bars:
             self._bars.update(self._tasks[stage], completed=self._done[stage], note=escape(note))
         else:

@@ -18,7 +18,10 @@ from server.modes import Mode
 #: The row whose KMs stand for the method where a row names none.
 MAIN = "sdcd"
 _PASSAGES = re.compile(r"(?:(?P<km>[\w-]+)\+)?rag-(?P<k>[1-9]\d*)")
+_WITH_KE = re.compile(r"(?P<row>.+)\+ke(?::(?P<ke>[\w.-]+))?")
 _NAME = re.compile(r"[\w+.:-]+")
+#: The name by which a server knows the KE it takes for the best.
+_DEFAULT_KE = "default"
 
 
 class RowsError(EvaluationError):
@@ -60,7 +63,7 @@ def _trained(about: str, **recipe: Any) -> dict[str, Any]:
 
 
 _SDCD = "distilled on synthetic text: {}"
-#: What METHOD's table asks for. Rows of the KE come with it.
+#: The rows of the paper's table. Each may be asked with a KE: `ROW+ke`, `ROW+ke:NAME`.
 BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "base": {"mode": "base", "about": "the base model and the question, nothing else"},
     "icl": {"mode": "icl", "about": "the whole document in the prompt"},
@@ -91,9 +94,21 @@ PAIRS: tuple[tuple[str, str], ...] = (
     (MAIN, "wrong"),
     (MAIN, "icl"),
     ("icl", "base"),
+    (f"{MAIN}+ke", MAIN),
+    (f"{MAIN}+ke", "lm+ke"),
+    (f"{MAIN}+ke", "base+ke"),
+    (f"{MAIN}+ke", "base+ke:alone"),
+    (f"{MAIN}+ke", "wrong+ke"),
+    (f"{MAIN}+ke", "icl"),
     ("auto", MAIN),
     ("auto", "icl"),
     *((f"{MAIN}+rag-{k}", other) for k in (1, 2, 4, 8) for other in (f"rag-{k}", MAIN)),
+    *(
+        (f"{MAIN}+rag-{k}+ke", other)
+        for k in (1, 2, 4, 8)
+        for other in (f"rag-{k}+ke", f"rag-{k}+ke:alone", f"{MAIN}+rag-{k}", f"{MAIN}+ke")
+    ),
+    *((f"rag-{k}+ke:alone", f"rag-{k}") for k in (1, 2, 4, 8)),
 )
 
 
@@ -146,12 +161,12 @@ def _ensure_names(names: Sequence[str]) -> None:
 
 
 def _row(name: str, known: Mapping[str, Mapping[str, Any]], recipe: Mapping[str, Any]) -> Row:
-    name_of_km = name.removeprefix("km:")
-    fields = known.get(name) or known.get(name_of_km) or _with_passages(name)
+    fields = _fields(name, known)
     if fields is None:
         raise RowsError(
             f"There is no row {name!r}. There are {', '.join(known)}, rag-K for K passages, and ROW+rag-K "
-            "for the KMs of a training row with them; others can be defined in a file, --definitions."
+            "for the KMs of a training row with them; +ke behind any of these, or +ke:NAME, asks with a KE. "
+            "Others can be defined in a file, --definitions."
         )
     if fields.get("recipe") is not None:
         fields = {**fields, "recipe": {**fields["recipe"], **recipe}}
@@ -159,6 +174,28 @@ def _row(name: str, known: Mapping[str, Mapping[str, Any]], recipe: Mapping[str,
         return Row.model_validate({**fields, "name": name})
     except ValidationError as error:
         raise RowsError(f"The row {name} is not defined as rows are: {_first(error)}.") from error
+
+
+def _fields(name: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return (
+        known.get(name)
+        or known.get(name.removeprefix("km:"))
+        or _with_passages(name)
+        or _with_ke(name, known)
+    )
+
+
+def _with_ke(name: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    found = _WITH_KE.fullmatch(name)
+    fields = _fields(found["row"], known) if found else None
+    if found is None or fields is None or fields.get("ke"):
+        return None
+    ke = found["ke"] or _DEFAULT_KE
+    which = "the default KE" if ke == _DEFAULT_KE else f"the KE {ke}"
+    # A training row's KMs, which that row trains.
+    own = {"km": found["row"]} if fields.get("recipe") is not None else {}
+    kept = {key: value for key, value in fields.items() if key != "recipe"}
+    return kept | own | {"ke": ke, "about": f"{fields.get('about', found['row'])}; with {which}"}
 
 
 def _with_passages(name: str) -> Mapping[str, Any] | None:

@@ -84,12 +84,12 @@ def carry_through(evaluation: Evaluation, console: Console) -> Results:
     Raises:
         KMError: data, rows, base model or server are not what they should be; the message says what to do.
     """
-    model, tokenizer = _model(evaluation, console)
-    documents = _documents(evaluation, tokenizer)
+    model, tokenizer = base_and_tokenizer(evaluation, console)
+    documents = drawn(evaluation, tokenizer)
     plan = rows.plan(evaluation.rows, evaluation.recipe, evaluation.definitions)
     if any(row.wrong for row in plan.rows):
         others(documents, evaluation.seed)  # says early what it needs
-    arguments = _arguments(evaluation, model, documents)
+    arguments = arguments_of(evaluation, model, documents)
     defined = {row.name: row.model_dump(mode="json", exclude={"name", "about"}) for row in plan.rows}
     with state.opened(evaluation.out, arguments, defined, fresh=evaluation.fresh) as kept:
         console.print(
@@ -97,7 +97,7 @@ def carry_through(evaluation: Evaluation, console: Console) -> Results:
             f"{len(plan.rows)} rows, {len(plan.training)} of them to train. Kept in {kept.directory}",
             soft_wrap=True,
         )
-        with _server(evaluation, kept, console) as url:
+        with serving(evaluation, kept, console) as url:
             found = asyncio.run(_measure_at(url, evaluation, plan, documents, tokenizer, kept, console))
         _report(evaluation, plan, found, arguments, kept, console)
     return found
@@ -139,7 +139,7 @@ async def _measure_at(url: str, *parts: Any) -> Results:
 # --- the parts ---------------------------------------------------------------------------------------------
 
 
-def _model(evaluation: Evaluation, console: Console) -> tuple[BaseModel, ChatTokenizer]:
+def base_and_tokenizer(evaluation: Evaluation, console: Console) -> tuple[BaseModel, ChatTokenizer]:
     """The base model as this machine has it, and its tokenizer, by which prompts are scored."""
     with _status(console, "Finding the base model") as say:
         model = base_model.resolve(evaluation.base_model, evaluation.data_dir, say)
@@ -150,7 +150,9 @@ def _model(evaluation: Evaluation, console: Console) -> tuple[BaseModel, ChatTok
     return model, tokenizer
 
 
-def _documents(evaluation: Evaluation, tokenizer: ChatTokenizer) -> tuple[EvalDocument, ...]:
+def drawn(evaluation: Evaluation, tokenizer: ChatTokenizer) -> tuple[EvalDocument, ...]:
+    """The documents that are measured. DataError where they cannot be read or are too few."""
+
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
@@ -165,7 +167,9 @@ def _documents(evaluation: Evaluation, tokenizer: ChatTokenizer) -> tuple[EvalDo
     )
 
 
-def _arguments(evaluation: Evaluation, model: BaseModel, documents: Sequence[EvalDocument]) -> dict[str, Any]:
+def arguments_of(
+    evaluation: Evaluation, model: BaseModel, documents: Sequence[EvalDocument]
+) -> dict[str, Any]:
     """All that answers depend on, beside the rows. Names are those of the options."""
     return {
         "format": evaluation.layout,
@@ -185,7 +189,7 @@ def _arguments(evaluation: Evaluation, model: BaseModel, documents: Sequence[Eva
 
 
 @contextmanager
-def _server(evaluation: Evaluation, kept: State, console: Console) -> Iterator[str]:
+def serving(evaluation: Evaluation, kept: State, console: Console) -> Iterator[str]:
     """The URL of the server to ask; one of our own unless one is given. Its admin key is kept."""
     if evaluation.server:
         if evaluation.key:

@@ -10,6 +10,7 @@ import pytest
 from km_registry.recipe import RecipeLimits, parse_recipe
 from server.evaluation import rows
 from server.evaluation.rows import RowsError, plan
+from server.modes import Mode
 
 
 def test_every_built_in_recipe_is_one() -> None:
@@ -48,6 +49,23 @@ def test_passages_by_name() -> None:
     ]
 
 
+def test_a_ke_by_name() -> None:
+    names = ["lm", "sdcd", "lm+ke", "sdcd+rag-2+ke", "rag-2+ke:alone", "base+ke", "wrong+ke:alone"]
+
+    found = {row.name: row for row in plan(names, {"steps": 5}).rows}
+
+    assert found["lm"].ke is None
+    assert [(found[name].km, found[name].mode, found[name].k, found[name].ke) for name in names[2:]] == [
+        ("lm", Mode.KM, None, "default"),
+        ("sdcd", Mode.KM_RAG, 2, "default"),
+        (None, Mode.RAG, 2, "alone"),
+        (None, Mode.BASE, None, "default"),
+        ("sdcd", Mode.KM, None, "alone"),
+    ]
+    assert found["wrong+ke:alone"].wrong
+    assert all(found[name].recipe is None for name in names[2:])
+
+
 def test_pairs_are_those_of_rows_that_are_there() -> None:
     assert plan(["base", "sdcd", "wrong"], {}).pairs == (
         ("sdcd", "base"),
@@ -64,6 +82,9 @@ def test_pairs_are_those_of_rows_that_are_there() -> None:
         (["sdcd", "icl+rag-2"], "KMs of icl"),
         (["sdcc"], "no row 'sdcc'. There are base, icl, lm"),
         (["rag-0"], "no row 'rag-0'"),
+        (["rag-0+ke"], "no row 'rag-0\\+ke'"),
+        (["base+ke+ke"], "no row 'base\\+ke\\+ke'"),
+        (["sdcd+ke"], "KMs of sdcd"),
         (["base", "base"], "'base' is named twice"),
         (["../x"], "is no name"),
         ([], "No rows are named"),

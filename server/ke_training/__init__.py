@@ -1,0 +1,1 @@
+"""`km train-ke`: documents with questions in, a Knowledge Extractor out."""
