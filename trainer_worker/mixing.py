@@ -62,9 +62,9 @@ def mixed(km: Slot | None, ke: Slot, scalars: Scalars) -> Slot:
         w_m, w_e = weights[layer]
         part = matrix if kind == _A else matrix * (w_e * ke.scale)
         if frozen is not None and km is not None:
-            other = frozen[name].detach()
-            other = other if kind == _A else other * (w_m * km.scale)
-            part = torch.cat([other, part], dim=0 if kind == _A else 1)
+            theirs = frozen[name].detach()
+            theirs = theirs if kind == _A else theirs * (w_m * km.scale)
+            part = torch.cat([theirs, part], dim=0 if kind == _A else 1)
         matrices[name] = part
     return _slot(matrices, ke)
 
