@@ -280,7 +280,7 @@ def test_the_command_names_no_path_and_no_key(tmp_path: Path) -> None:
 async def given(harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluation:
     """An evaluation of a JSONL file whose server is the app; `main` runs in a thread beside it."""
     model = BaseModel(tmp_path, "test", "f" * 64)
-    monkeypatch.setattr(run, "_model", lambda *_: (model, harness.tokenizer))
+    monkeypatch.setattr(run, "base_and_tokenizer", lambda *_: (model, harness.tokenizer))
     loop = asyncio.get_running_loop()
 
     async def measure_at(_: str, *parts: Any) -> Results:
