@@ -14,8 +14,6 @@ from typing import Any, Self
 from km_registry.config import RegistrySettings
 from km_registry.events import Notifier, NullNotifier
 from km_registry.store import deletion, documents, jobs, publishing, runs, users, versions
-from km_registry.store.database import Database
-from km_registry.store.layout import Layout
 from km_registry.store.store import Store
 from km_registry.types import (
     KM,
@@ -44,15 +42,7 @@ class Registry:
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:
         """Open the registry, making directories and bringing the schema up to date as needed."""
-        layout = Layout(settings.data_dir)
-        layout.create()
-        database = Database(settings.effective_database_url)
-        try:
-            database.migrate()
-        except BaseException:
-            database.close()
-            raise
-        return cls(Store(settings, database, layout, notifier or NullNotifier()))
+        return cls(Store.open(settings, notifier or NullNotifier()))
 
     def close(self) -> None:
         """Close the database. Idempotent."""

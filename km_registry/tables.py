@@ -10,7 +10,6 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-_ID = String(32)
 _SHA256 = String(64)
 
 
@@ -33,6 +32,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Identifier(TypeDecorator[str]):
+    """An id of ours. Clients send what they like for one; what no id can be finds no row, and is no error."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """PostgreSQL refuses text with a NUL; such an id is like none."""
+        return "" if value is not None and "\0" in value else value
+
+
+_ID = Identifier
 
 
 class Base(DeclarativeBase):

@@ -16,6 +16,7 @@ from km_registry.events import MemoryNotifier
 from km_registry.registry import Registry
 from km_registry.types import Principal
 from server.redis_private import find_executable
+from tests.postgres import PostgresServer, running
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +51,13 @@ def redis_server(redis_socket: Path) -> Iterator[Redis]:
     with Redis(unix_socket_path=str(redis_socket)) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL that lives as long as the tests."""
+    with running() as server:
+        yield server
 
 
 @pytest.fixture

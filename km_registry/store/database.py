@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
 
 from km_registry.errors import ConflictError
 
+_ANY_POSTGRESQL = ("postgresql", "postgres")
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _WRITES = "km_writes"
 _BUSY_MS = 30_000
 #: Any constant of our own: who holds this lock in PostgreSQL is migrating.
 _MIGRATION_LOCK = 0x6B6D5F31
+_SERIAL_LOCK = 0x6B6D5F32
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
@@ -40,16 +44,35 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def database_url(url: str) -> URL:
+    """The URL with a driver that is installed: PostgreSQL is reached by psycopg, unless it names another."""
+    parsed = make_url(url)
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in _ANY_POSTGRESQL else parsed
+
+
 class Database:
     """Connections to one database, SQLite or PostgreSQL. Thread-safe."""
 
     def __init__(self, url: str) -> None:
-        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        # Parameters hold titles; they must not appear in error messages and so in logs.
-        self.engine = create_engine(url, hide_parameters=True, pool_pre_ping=not self.is_sqlite)
+        parsed = database_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.engine = create_engine(
+            parsed,
+            # Parameters hold titles; they must not appear in error messages and so in logs.
+            hide_parameters=True,
+            pool_pre_ping=not self.is_sqlite,
+            # PostgreSQL takes no NaN; SQLite would, and whoever reads it from there then fails.
+            json_serializer=partial(json.dumps, allow_nan=False),
+        )
+        self._reader = self.engine
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin)
+        else:
+            # One snapshot for all that a session reads, as SQLite's readers have.
+            self._reader = self.engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
         self._writer = self.engine.execution_options(**{_WRITES: True})
 
     def migrate(self, revision: str = "head") -> None:
@@ -65,7 +88,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that only reads, from one snapshot."""
-        with Session(self.engine) as session:
+        with Session(self._reader) as session:
             yield session
 
     @contextmanager
@@ -73,6 +96,11 @@ class Database:
         """A session in one transaction: committed at the end, rolled back on any exception."""
         with Session(self._writer) as session, session.begin():
             yield session
+
+    def serialize(self, session: Session) -> None:
+        """Let no other transaction that asks for the same run beside this one; SQLite has one writer."""
+        if not self.is_sqlite:
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SERIAL_LOCK})
 
     def checkpoint(self) -> None:
         """Empty SQLite's write-ahead log, which keeps old versions of pages. ConflictError when in use."""

@@ -63,7 +63,7 @@ def complete(store: Store, document_id: str, purged: dict[str, Any]) -> Receipt:
         existing = session.get(ReceiptRow, document_id)
         if existing is not None:
             return as_receipt(existing)
-        document = _tombstoned(session, document_id)
+        document = _tombstoned(session, document_id, lock=True)
         if document.sha256 or session.scalar(
             select(JobRow.id).where(JobRow.document_id == document_id).limit(1)
         ):
@@ -97,8 +97,9 @@ def pending(store: Store) -> list[Document]:
         return [as_document(row) for row in session.scalars(query)]
 
 
-def _tombstoned(session: Session, document_id: str) -> DocumentRow:
-    row = session.scalars(select(DocumentRow).where(DocumentRow.id == document_id)).one_or_none()
+def _tombstoned(session: Session, document_id: str, *, lock: bool = False) -> DocumentRow:
+    query = select(DocumentRow).where(DocumentRow.id == document_id)
+    row = session.scalars(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFoundError
     if row.deleted_at is None:
@@ -109,7 +110,7 @@ def _tombstoned(session: Session, document_id: str) -> DocumentRow:
 def _purge_rows(store: Store, document_id: str, files: dict[str, int]) -> dict[str, Any]:
     with store.transaction() as transaction:
         session = transaction.session
-        row = _tombstoned(session, document_id)
+        row = _tombstoned(session, document_id, lock=True)
         removed = dict(files)
         for name, table in _TABLES:
             statement = delete(table).where(table.document_id == document_id).returning(table.document_id)

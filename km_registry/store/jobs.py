@@ -186,7 +186,9 @@ def fail(store: Store, job_id: str, attempt: int, error: str, keep: Collection[s
 def _mark_failed(
     store: Store, transaction: Transaction, row: JobRow, error: str, keep: Collection[str] = ()
 ) -> None:
-    row.state, row.error, row.finished_at = JobState.FAILED, error[:_MAX_ERROR_CHARS], now()
+    # PostgreSQL keeps no NUL.
+    said = error.replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MAX_ERROR_CHARS]
+    row.state, row.error, row.finished_at = JobState.FAILED, said, now()
     row.held_by = None
     transaction.emit(row.document_id, row.id, "failed", {"error": row.error})
     # While the row is held: once it is seen as failed, what stays goes to the job that follows it.
@@ -239,7 +241,9 @@ def unfinished(store: Store, stale_after: float) -> list[Job]:
 def _put_stale_back(store: Store, transaction: Transaction, stale_after: float) -> None:
     silent_since = now() - timedelta(seconds=stale_after)
     stale = select(JobRow).where(JobRow.state == JobState.RUNNING, JobRow.heartbeat_at < silent_since)
-    for row in transaction.session.scalars(stale.with_for_update()).all():
+    # A row that somebody holds right now is being seen to; whoever waited for it could be waited for.
+    ordered = stale.order_by(JobRow.sequence).with_for_update(skip_locked=True)
+    for row in transaction.session.scalars(ordered).all():
         put_back_crashed(store, transaction, row, "its worker vanished")
 
 

@@ -80,7 +80,9 @@ def as_receipt(row: ReceiptRow) -> Receipt:
 def live_document(session: Session, document_id: str, *, lock: bool = False) -> DocumentRow:
     """The row of a document that is not deleted; NotFoundError otherwise."""
     query = select(DocumentRow).where(DocumentRow.id == document_id, DocumentRow.deleted_at.is_(None))
-    row = session.scalars(query.with_for_update() if lock else query).one_or_none()
+    # Not against those who only refer to the row: a worker that notes an event of the document holds its job,
+    # which whoever is here may want next, and the two would wait for each other.
+    row = session.scalars(query.with_for_update(key_share=True) if lock else query).one_or_none()
     if row is None:
         raise NotFoundError
     return row

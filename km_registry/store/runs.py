@@ -54,7 +54,7 @@ def let_go(store: Store, run_id: str, job_id: str, attempt: int) -> None:
 def end(store: Store, run_id: str, crash: str | None) -> None:
     """The run's process has ended: what it still holds waits for another, or fails after too many crashes."""
     with store.transaction() as transaction:
-        held = select(JobRow).where(JobRow.held_by == run_id).with_for_update()
+        held = select(JobRow).where(JobRow.held_by == run_id).order_by(JobRow.sequence).with_for_update()
         for row in transaction.session.scalars(held).all():
             row.held_by = None
             if row.state != JobState.RUNNING:

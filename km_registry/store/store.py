@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy.orm import Session
 
@@ -22,6 +23,19 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def finite(value: Any) -> Any:
+    """JSON data with null for every number that is not finite, which JSON cannot say."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: finite(one) for key, one in value.items()}
+        case list() | tuple():
+            return [finite(one) for one in value]
+        case _:
+            return value
+
+
 class Transaction:
     """One transaction on the database, and the events that it will have made."""
 
@@ -35,7 +49,8 @@ class Transaction:
         Call it after the transaction has changed the job's row: holding that row is what keeps the
         order of ids the order of commits.
         """
-        row = EventRow(document_id=document_id, job_id=job_id, kind=kind, data=data or {}, created_at=now())
+        said = finite(data or {})
+        row = EventRow(document_id=document_id, job_id=job_id, kind=kind, data=said, created_at=now())
         self.session.add(row)
         self.events.append(row)
 
@@ -48,6 +63,19 @@ class Store:
     database: Database
     layout: Layout
     notifier: Notifier
+
+    @classmethod
+    def open(cls, settings: RegistrySettings, notifier: Notifier) -> Self:
+        """Make directories and bring the schema up to date as needed."""
+        layout = Layout(settings.data_dir)
+        layout.create()
+        database = Database(settings.effective_database_url)
+        try:
+            database.migrate()
+        except BaseException:
+            database.close()
+            raise
+        return cls(settings, database, layout, notifier)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:

@@ -16,6 +16,7 @@ def ensure_admin(store: Store) -> str | None:
     """Create the first administrator where there is none; the key's secret, which is shown this once only."""
     with store.transaction() as transaction:
         session = transaction.session
+        store.database.serialize(session)
         if session.scalar(select(UserRow.id).where(UserRow.is_admin).limit(1)) is not None:
             return None
         _, secret = _create(session, "admin", is_admin=True)

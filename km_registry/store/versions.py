@@ -214,7 +214,7 @@ def _purge_rows(store: Store, gone: Superseded, removed: dict[str, int]) -> dict
     with store.transaction() as transaction:
         session = transaction.session
         row = session.scalars(
-            select(DocumentRow).where(DocumentRow.id == gone.document_id).with_for_update()
+            select(DocumentRow).where(DocumentRow.id == gone.document_id).with_for_update(key_share=True)
         ).one_or_none()
         if row is None:
             return removed

@@ -1,4 +1,4 @@
-"""The registries that are held to the contract: add a database to `database_url` to have it held too."""
+"""The registries that are held to the contract: on SQLite, and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from km_registry.types import KM, Document, Job, Principal
 from tests.contract.support import FIRST, files_below, publish
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
     """Where the records are kept; None is SQLite in the data directory."""
-    return {"sqlite": None}[request.param]
+    if request.param == "sqlite":
+        yield None
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url
 
 
 @pytest.fixture
