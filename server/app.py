@@ -47,7 +47,11 @@ def create_app(state: AppState) -> FastAPI:
     problems.install(app)
     for routes in (documents, recipes, answer, openai, users, health):
         app.include_router(routes.router)
-    limit = partial(middleware.body_limit, max_document_bytes=state.settings.max_document_bytes)
+    limit = partial(
+        middleware.body_limit,
+        max_document_bytes=state.settings.max_document_bytes,
+        max_file_bytes=state.intake.limits.file_bytes,
+    )
     app.add_middleware(middleware.BodyLimit, limit=limit)
     app.add_middleware(middleware.RequestLog, metrics=state.metrics)
     return app

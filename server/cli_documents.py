@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from server.cli_shared import DocumentId, PresetOption, RecipeOption, connected, fail, recipe_for
-from server.client import Client, ClientError
 
-TextFile = Annotated[Path, typer.Argument(help="A .txt or .md file in UTF-8.", exists=True, dir_okay=False)]
+if TYPE_CHECKING:
+    from server.client import Client
+
+DocumentFile = Annotated[
+    Path, typer.Argument(help="A PDF, DOCX, HTML, Markdown or text file.", exists=True, dir_okay=False)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,30 +36,28 @@ def register(app: typer.Typer) -> None:
 
 
 def add(
-    file: TextFile,
+    file: DocumentFile,
     title: Annotated[str | None, typer.Option(help="Title; the file's name otherwise.")] = None,
     recipe: RecipeOption = None,
     preset: PresetOption = None,
 ) -> None:
     """Upload a document; its KM is trained in the background."""
-    text = _text_of(file)
-    with connected() as client:
-        added = client.add(title or file.stem, text, recipe=recipe_for(client, recipe, preset))
+    with connected() as client, _readable(file):
+        added = client.add_file(file, title=title, recipe=recipe_for(client, recipe, preset))
     typer.echo(f"{added['document']['id']}  {added['document']['title']}  {added['job']['state']}")
 
 
 def update(
     document: DocumentId,
-    file: TextFile,
+    file: DocumentFile,
     title: Annotated[str | None, typer.Option(help="New title; as before otherwise.")] = None,
     recipe: RecipeOption = None,
     preset: PresetOption = None,
 ) -> None:
     """Give a document a new version; the former KM answers until the new one is trained."""
-    text = _text_of(file)
-    with connected() as client:
+    with connected() as client, _readable(file):
         wanted = recipe_for(client, recipe, preset)
-        changed = client.update(document, text, title=title, recipe=wanted)
+        changed = client.update_file(document, file, title=title, recipe=wanted)
     if changed["created"]:
         typer.echo(f"{document}  version {changed['document']['version']}  {changed['job']['state']}")
     else:
@@ -158,6 +162,8 @@ def _told_as_it_comes(
         told += new
         typer.echo(new, nl=False)
         sys.stdout.flush()
+    from server.client import ClientError
+
     raise ClientError("The answer was cut short. Ask again.")
 
 
@@ -176,11 +182,13 @@ def watch(document: DocumentId) -> None:
             typer.echo(f"{event.kind:<10} {_phrase(event.data)}".rstrip())
 
 
-def _text_of(file: Path) -> str:
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """A file that cannot be read ends the command."""
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        fail(f"{file} is not UTF-8. Save it as UTF-8 and try again.")
+        yield
+    except OSError as error:
+        fail(f"{file} cannot be read ({error.strerror}). Correct its mode, or give another.")
 
 
 def _version(document: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from km_registry.base_model import EMBEDDED
 from km_registry.config import RegistrySettings
+from server.intake.limits import IntakeLimits
 from server.modes import AutoPolicy, Mode
 
 
@@ -42,6 +43,18 @@ class ServerSettings(RegistrySettings):
 
     max_question_chars: int = Field(20_000, ge=1, description="longest question, in characters")
     max_answer_tokens: int = Field(1024, ge=1, description="longest answer that may be asked for, in tokens")
+
+    max_file_bytes: int = Field(
+        20_000_000,
+        ge=1,
+        description="largest file taken, in bytes; its text is bounded by max_document_bytes",
+    )
+    max_pages: int = Field(2000, ge=1, description="most pages of a PDF")
+    max_unpacked_bytes: int = Field(
+        200_000_000, ge=1, description="most bytes that a DOCX may unpack to, the guard against zip bombs"
+    )
+    intake_memory_mb: int = Field(1024, ge=256, description="memory for reading one file, in MiB")
+    intake_seconds: int = Field(60, ge=1, description="processor time for reading one file, in seconds")
 
     embedder: str = Field(
         EMBEDDED,
@@ -83,6 +96,19 @@ class ServerSettings(RegistrySettings):
         description="OpenAI-compatible endpoint (…/v1) that writes synthetic text; without one, this server",
     )
     generator_key: str | None = Field(None, repr=False, description="API key for generator_url")
+
+    @property
+    def intake_limits(self) -> IntakeLimits:
+        """What an uploaded file may cost."""
+        return IntakeLimits(
+            # A text file may be as large as a text.
+            file_bytes=max(self.max_file_bytes, self.max_document_bytes),
+            text_bytes=self.max_document_bytes,
+            pages=self.max_pages,
+            unpacked_bytes=self.max_unpacked_bytes,
+            memory_bytes=self.intake_memory_mb * 2**20,
+            seconds=self.intake_seconds,
+        )
 
     @property
     def effective_passage_tokens(self) -> int:

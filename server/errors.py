@@ -31,7 +31,23 @@ class UnreadableTextError(RequestRefusedError):
 
 
 class UnsupportedTypeError(RequestRefusedError):
-    """This type of file is not taken. Send a .txt or .md file, or JSON with title and text."""
+    """This type of file is not taken. Send a PDF, DOCX, HTML, Markdown or text file."""
+
+
+class EncryptedFileError(RequestRefusedError):
+    """The file is protected by a password. Save it without one and send it again."""
+
+
+class NoTextError(RequestRefusedError):
+    """The file holds no text. Have OCR read it and send the result."""
+
+
+class DamagedFileError(RequestRefusedError):
+    """The file seems to be damaged. Open it, save it anew and send that."""
+
+
+class TooComplexFileError(RequestRefusedError):
+    """Reading the file takes too much. Save it anew in a simpler form, or send it in parts."""
 
 
 class InvalidRequestError(RequestRefusedError):

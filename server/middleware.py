@@ -20,15 +20,17 @@ _MULTIPART_OVERHEAD = 64 * _KIB
 _JSON_EXPANSION = 6
 
 
-def body_limit(scope: Scope, max_document_bytes: int) -> tuple[int, str]:
+def body_limit(scope: Scope, max_document_bytes: int, max_file_bytes: int) -> tuple[int, str]:
     """Most bytes that a request's body may have, and what to do about a larger one."""
     changes = scope["method"] == "PUT" and scope["path"].startswith("/documents/")
     if scope["path"] == "/documents" or changes:
-        is_json = Headers(scope=scope).get("content-type", "").startswith("application/json")
-        bound = max_document_bytes * (_JSON_EXPANSION if is_json else 1) + _MULTIPART_OVERHEAD
-        return bound, (
-            f"The document is larger than the {max_document_bytes} bytes that this server takes. "
-            "Send it in parts, or have KM_MAX_DOCUMENT_BYTES raised."
+        if Headers(scope=scope).get("content-type", "").startswith("application/json"):
+            bound, most, setting = max_document_bytes * _JSON_EXPANSION, max_document_bytes, "DOCUMENT"
+        else:
+            bound, most, setting = max_file_bytes, max_file_bytes, "FILE"
+        return bound + _MULTIPART_OVERHEAD, (
+            f"The document is larger than the {most} bytes that this server takes. "
+            f"Send it in parts, or have KM_MAX_{setting}_BYTES raised."
         )
     bound = 8 * _KIB * _KIB if scope["path"].startswith("/v1/") else _KIB * _KIB
     return (

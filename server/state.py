@@ -27,6 +27,7 @@ from server.engine.guarded import GuardedEngine
 from server.engine_keeper import EngineKeeper
 from server.generating import Generating
 from server.in_flight import InFlight
+from server.intake.intake import Intake
 from server.kms import KMs
 from server.metrics import Metrics
 from server.model_names import Models
@@ -60,6 +61,7 @@ class AppState:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     guarded: GuardedEngine = field(init=False)
     engine_keeper: EngineKeeper = field(init=False)
+    intake: Intake = field(init=False)
     retriever: Retriever = field(init=False)
     answerer: Answerer = field(init=False)
     models: Models = field(init=False)
@@ -79,6 +81,7 @@ class AppState:
         )
         generating = Generating(self.guarded, self.metrics, self.settings.max_requests)
         self.engine_keeper = EngineKeeper(self.engine, max_restarts=self.settings.engine_restarts)
+        self.intake = Intake(self.settings.intake_limits)
         self.retriever = Retriever(
             self.registry,
             self.load_embedder,

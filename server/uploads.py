@@ -12,12 +12,27 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
 from km_registry.errors import DocumentTooLargeError
-from server.errors import InvalidRequestError, UnreadableTextError, UnsupportedTypeError
+from server.errors import (
+    DamagedFileError,
+    EncryptedFileError,
+    InvalidRequestError,
+    NoTextError,
+    TooComplexFileError,
+    UnreadableTextError,
+    UnsupportedTypeError,
+)
+from server.intake.intake import Intake
+from server.intake.refusal import Reason, RefusedFileError
 from server.schemas import DocumentChangeIn, DocumentIn, RecipeIn
 
-_SUFFIXES = (".txt", ".md")
-#: How files begin that are often misnamed as text: PDF, ZIP (and with it DOCX), gzip, PNG, old Office.
-_OTHER_TYPES = (b"%PDF-", b"PK\x03\x04", b"\x1f\x8b", b"\x89PNG", b"\xd0\xcf\x11\xe0")
+_REFUSALS: dict[Reason, type[Exception]] = {
+    Reason.UNSUPPORTED: UnsupportedTypeError,
+    Reason.ENCRYPTED: EncryptedFileError,
+    Reason.NO_TEXT: NoTextError,
+    Reason.DAMAGED: DamagedFileError,
+    Reason.TOO_LARGE: DocumentTooLargeError,
+    Reason.TOO_COMPLEX: TooComplexFileError,
+}
 _MAX_FIELD_BYTES = 64 * 1024
 _FORM_RECIPE: TypeAdapter[dict[str, Any]] = TypeAdapter(RecipeIn)
 _Sent = DocumentIn | DocumentChangeIn
@@ -32,32 +47,32 @@ class Upload:
     recipe: dict[str, Any] | None = None
 
 
-async def read_upload(request: Request, max_bytes: int) -> Upload:
+async def read_upload(request: Request, intake: Intake) -> Upload:
     """The new document in the request; a file's name is its title, unless the form has one.
 
-    Raises UnsupportedTypeError, UnreadableTextError, InvalidRequestError, RequestValidationError or
+    Raises RequestRefusedError with what is wrong with the file or a field, RequestValidationError or
     DocumentTooLargeError. The request's body is bounded already.
     """
-    return await _read(request, max_bytes, DocumentIn)
+    return await _read(request, intake, DocumentIn)
 
 
-async def read_change(request: Request, max_bytes: int) -> Upload:
+async def read_change(request: Request, intake: Intake) -> Upload:
     """The new version of a document in the request, sent in the same ways. Raises as `read_upload`."""
-    return await _read(request, max_bytes, DocumentChangeIn)
+    return await _read(request, intake, DocumentChangeIn)
 
 
-async def _read(request: Request, max_bytes: int, model: type[_Sent]) -> Upload:
+async def _read(request: Request, intake: Intake, model: type[_Sent]) -> Upload:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     match media_type:
         case "application/json":
             sent = _validated(model, _decoded(await request.body()))
             return Upload(sent.title, sent.text, sent.recipe)
         case "multipart/form-data":
-            return await _from_form(request, max_bytes, name_it=model is DocumentIn)
+            return await _from_form(request, intake, name_it=model is DocumentIn)
         case _:
             raise UnsupportedTypeError(
                 f"Content-Type {media_type or '(none)'} is not taken. Send application/json with title and "
-                "text, or multipart/form-data with a .txt or .md file."
+                "text, or multipart/form-data with a PDF, DOCX, HTML, Markdown or text file."
             )
 
 
@@ -70,24 +85,32 @@ def _validated(model: type[_Sent], body: str) -> _Sent:
         raise RequestValidationError(found) from None
 
 
-async def _from_form(request: Request, max_bytes: int, *, name_it: bool) -> Upload:
+async def _from_form(request: Request, intake: Intake, *, name_it: bool) -> Upload:
     async with request.form(max_files=1, max_fields=8, max_part_size=_MAX_FIELD_BYTES) as form:
         file, title, recipe = form.get("file"), form.get("title"), form.get("recipe")
         if not isinstance(file, UploadFile):
             raise InvalidRequestError(
                 "file: it is missing. Send the document in the form field `file`.", param="file"
             )
-        if (file.size or 0) > max_bytes:
+        if (file.size or 0) > intake.limits.file_bytes:
             raise DocumentTooLargeError(
-                f"The file has {file.size} bytes, and this server takes {max_bytes}. Send it in parts, or "
-                "have KM_MAX_DOCUMENT_BYTES raised."
+                f"The file has {file.size} bytes, and this server takes {intake.limits.file_bytes}. "
+                "Send it in parts, or have KM_MAX_FILE_BYTES raised."
             )
         name = PurePosixPath((file.filename or "").replace("\\", "/"))
         content = await file.read()
-    if name.suffix.lower() not in _SUFFIXES or content.startswith(_OTHER_TYPES):
-        raise UnsupportedTypeError
     given = title if isinstance(title, str) and title.strip() else None
-    return Upload(given or (name.stem if name_it else None), _decoded(content), _recipe_of(recipe))
+    # Before the file, which takes longer to read.
+    fields = _recipe_of(recipe)
+    return Upload(given or (name.stem if name_it else None), await _text_of(content, intake), fields)
+
+
+async def _text_of(content: bytes, intake: Intake) -> str:
+    try:
+        text = await intake.text_of(content)
+    except RefusedFileError as refusal:
+        raise _REFUSALS[refusal.reason](str(refusal)) from None
+    return _decoded(content) if text is None else text
 
 
 def _recipe_of(field: UploadFile | str | None) -> dict[str, Any] | None:

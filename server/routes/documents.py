@@ -38,12 +38,13 @@ from server.uploads import read_change, read_upload
 
 router = APIRouter(tags=["documents"])
 _log = structlog.get_logger(__name__)
+_FILE_HELP = "a PDF, DOCX, HTML, Markdown or text file; what it is is told by its content"
 
 
 def _body_of(model: type[BaseModel], title: str) -> dict[str, Any]:
     """The body of an upload, in both ways of sending it."""
     properties = {
-        "file": {"type": "string", "format": "binary", "description": "a .txt or .md file in UTF-8"},
+        "file": {"type": "string", "format": "binary", "description": _FILE_HELP},
         "title": {"type": "string", "description": title},
         "recipe": {"type": "string", "description": "the recipe as JSON"},
     }
@@ -69,7 +70,7 @@ def _body_of(model: type[BaseModel], title: str) -> dict[str, Any]:
 async def upload(request: Request, response: Response, principal: UserDep, state: State) -> DocumentAndJob:
     """Send JSON, or a file in a form. Modes `rag` and `icl` answer from it at once, mode `km` once it is
     trained; mode `auto` takes what there is."""
-    sent = await read_upload(request, state.settings.max_document_bytes)
+    sent = await read_upload(request, state.intake)
     recipe = complete_recipe(sent.recipe, state.recipe_limits)
     outcome = await run_in_threadpool(
         state.registry.add_document, principal, sent.title or "", sent.text, recipe
@@ -94,7 +95,7 @@ async def change(
     """Modes `rag` and `icl` answer from the new text at once, and so does `auto`; the former KM answers in
     mode `km` until the new one is trained."""
     await run_in_threadpool(state.registry.get_document, principal, document_id, Action.UPDATE)
-    sent = await read_change(request, state.settings.max_document_bytes)
+    sent = await read_change(request, state.intake)
     recipe = complete_recipe(sent.recipe, state.recipe_limits)
     update = partial(state.registry.update_document, title=sent.title, recipe=recipe)
     outcome = await run_in_threadpool(update, principal, document_id, sent.text)

@@ -111,6 +111,7 @@ def settings(tmp_path: Path) -> ServerSettings:
         database_url=None,
         redis_url=None,
         max_document_bytes=5000,
+        max_file_bytes=20_000,
         passage_tokens=8,
         passages_per_answer=2,
         auto_trained="km+rag",

@@ -61,17 +61,14 @@ async def test_unreadable_json(ada: Someone, stored: Any, content: bytes, status
 @pytest.mark.parametrize(
     ("name", "content", "status", "says"),
     [
-        ("a.pdf", b"%PDF-1.7", 415, ".txt or .md"),
-        ("a.txt", b"%PDF-1.7 text", 415, ".txt or .md"),
-        ("a.md", b"PK\x03\x04 text", 415, ".txt or .md"),
-        ("a.exe", b"text", 415, ".txt or .md"),
-        ("a", b"text", 415, ".txt or .md"),
+        ("a.md", b"\x1f\x8b\x08 text", 415, "packed with gzip"),
         ("a.txt", b"caf\xe9", 400, "not UTF-8 (byte 3"),
         ("a.txt", "Größe".encode("utf-16"), 400, "not UTF-8"),
         ("a.txt", b"", 422, "empty"),
         ("a.txt", b" \n", 422, "empty"),
         ("a.txt", b"x" * 5001, 413, "5000"),
-        ("a.txt", b"x" * 200_000, 413, "5000"),
+        ("a.txt", b"x" * 20_001, 413, "20000"),
+        ("a.txt", b"x" * 200_000, 413, "20000"),
     ],
 )
 async def test_file_upload(
@@ -115,7 +112,7 @@ async def test_endless_body_is_not_read_to_its_end(ada: Someone, stored: Any, co
             yield b"x" * 10_000
 
     response = await ada.http.post("/documents", content=endless(), headers={"Content-Type": content_type})
-    assert "5000" in error_of(response, 413)["message"]
+    assert "that this server takes" in error_of(response, 413)["message"]
     assert sent < 12
     assert stored(ada) == NOTHING
 
