@@ -1,0 +1,89 @@
+"""Putting a backup back, into a data directory and a database that hold nothing."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import update
+
+from km_registry.artifacts import move_into_place, purge_dir
+from km_registry.backup import manifest
+from km_registry.backup.manifest import RECORDS, Backup
+from km_registry.backup.rows import copy_rows, is_empty
+from km_registry.config import RegistrySettings
+from km_registry.errors import ConflictError
+from km_registry.events import NullNotifier
+from km_registry.store.database import Database
+from km_registry.store.layout import Layout
+from km_registry.store.store import Store
+from km_registry.tables import JobRow
+from km_registry.types import JobState
+
+#: In the data directory until everything is in place: a restore that was cut short can be done again.
+_STAGE = ".restore"
+
+
+def restore(settings: RegistrySettings, source: Path) -> Backup:
+    """Put the backup in the directory `source` back. No server may use the data directory.
+
+    The records may have been in another kind of database. What trained when the backup was made is queued.
+
+    Raises:
+        ConflictError: there are documents or records already; nothing is overwritten.
+        ArtifactError: the backup is damaged; nothing was changed.
+    """
+    backup = manifest.read(source)
+    layout = Layout(settings.data_dir)
+    layout.create()
+    stage = layout.root / _STAGE
+    _refuse_unless_empty(settings, layout, resumed=stage.exists())
+    purge_dir(stage)
+    for name in backup.files:
+        (stage / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copyfile(source / name, stage / name)
+    _put_in_place(settings, layout, stage)
+    purge_dir(stage)
+    return backup
+
+
+def _refuse_unless_empty(settings: RegistrySettings, layout: Layout, *, resumed: bool) -> None:
+    if settings.database_url is None:
+        full = (layout.root / RECORDS).exists()
+    else:
+        with closing(Database(settings.database_url)) as database:
+            database.migrate()
+            full = not is_empty(database)
+    if full:
+        raise ConflictError("the database holds records already; name an empty one, nothing is overwritten")
+    for directory in (layout.documents, layout.kms):
+        if resumed:
+            # Moved there by a restore that was cut short before its records were.
+            purge_dir(directory)
+            directory.mkdir(mode=0o700)
+        elif any(directory.iterdir()):
+            raise ConflictError(f"{directory} holds files already; name another data directory")
+
+
+def _put_in_place(settings: RegistrySettings, layout: Layout, stage: Path) -> None:
+    staged = Store.open(settings.model_copy(update={"data_dir": stage, "database_url": None}), NullNotifier())
+    with closing(staged.database):
+        _queue_what_ran(staged)
+        for directory in (layout.documents, layout.kms):
+            directory.rmdir()
+            move_into_place(stage / directory.name, directory)
+        # The records last: with them everything is there.
+        if settings.database_url is not None:
+            with closing(Database(settings.database_url)) as database:
+                copy_rows(staged.database, database)
+            return
+    move_into_place(stage / RECORDS, layout.root / RECORDS)
+
+
+def _queue_what_ran(store: Store) -> None:
+    with store.transaction() as transaction:
+        transaction.session.execute(
+            update(JobRow).where(JobRow.state == JobState.RUNNING).values(state=JobState.QUEUED)
+        )
+        transaction.session.execute(update(JobRow).values(held_by=None))

@@ -1,0 +1,78 @@
+"""Files that no row names: what a crash left, or somebody put there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from km_registry.artifacts import purge_dir, purge_file
+from km_registry.doctor.findings import Finding
+from km_registry.store.layout import Layout
+from km_registry.store.store import Store
+from km_registry.tables import DocumentRow, DocumentVersionRow, JobRow, KMRow
+from km_registry.types import JobState
+
+_Named = Callable[[Session, Layout], set[Path]]
+
+
+def orphans(store: Store) -> Iterator[Finding]:
+    """Whatever lies in the registry's directories and belongs to nothing."""
+    # The files are listed before the rows are read: what is made in between has its row by then.
+    present = [path for directory in _directories(store.layout) for path in _entries(directory)]
+    with store.database.reading() as session:
+        named = _named(session, store.layout)
+    for path in present:
+        if path not in named and named.isdisjoint(path.parents):
+            yield _orphan(store, path)
+
+
+def _directories(layout: Layout) -> list[Path]:
+    return [layout.documents, layout.kms, layout.work, layout.passages]
+
+
+def _entries(directory: Path) -> Iterator[Path]:
+    """What lies in a directory; of texts and passages, what lies in each document's."""
+    for path in sorted(directory.iterdir()):
+        if directory.name in ("documents", "passages") and path.is_dir() and not path.is_symlink():
+            yield from sorted(path.iterdir())
+        else:
+            yield path
+
+
+def _named(session: Session, layout: Layout) -> set[Path]:
+    """Every path that a row stands for; what is below one belongs to it."""
+    kept = DocumentVersionRow.purged_at.is_(None)
+    versions = session.execute(
+        select(DocumentVersionRow.document_id, DocumentVersionRow.version, DocumentVersionRow.sha256).where(
+            kept
+        )
+    ).all()
+    named = {layout.text_file(document_id, version) for document_id, version, _ in versions}
+    named |= {layout.passages_dir(document_id) / sha256 for document_id, _, sha256 in versions}
+    # Of a deleted document everything is purged together; the server does so.
+    deleted = session.scalars(select(DocumentRow.id).where(DocumentRow.deleted_at.is_not(None))).all()
+    for document_id in deleted:
+        named |= {layout.document_dir(document_id), layout.passages_dir(document_id)}
+    named |= {layout.km_dir(km_id) for km_id in session.scalars(select(KMRow.id))}
+    jobs = session.execute(select(JobRow.id, JobRow.km_id, JobRow.state, JobRow.document_id)).all()
+    for job_id, km_id, state, document_id in jobs:
+        unfinished = not JobState(state).finished
+        if unfinished or state != JobState.SUCCEEDED or document_id in deleted:
+            named.add(layout.work_dir(job_id))
+        if km_id is not None and (unfinished or document_id in deleted):
+            named.add(layout.km_dir(km_id))
+    return named
+
+
+def _orphan(store: Store, path: Path) -> Finding:
+    remove = purge_dir if path.is_dir() and not path.is_symlink() else purge_file
+    return Finding(
+        str(path.relative_to(store.layout.root)),
+        "it belongs to nothing that is recorded",
+        "it will be removed",
+        partial(remove, path),
+    )
