@@ -275,6 +275,7 @@ class Answerer:
             max_tokens=question.max_tokens,
             temperature=question.temperature,
             seed=question.seed,
+            caller=principal.user_id,
             adapter=adapter_of(plan.km) if plan.km else None,
             cache_salt=principal.user_id
             if plan.mode is Mode.BASE

@@ -187,6 +187,7 @@ def request_for(
         adapter=asked.adapter,
         priority=asked.priority,
         cache_salt=asked.cache_salt,
+        caller=asked.caller,
         **fields,
     )
 

@@ -34,6 +34,9 @@ class ServerSettings(RegistrySettings):
         ge=1,
         description="answers that users may wait for at a time; more are refused with 503 and Retry-After",
     )
+    max_requests_per_user: int = Field(
+        256, ge=1, description="answers that one user may wait for at a time; more are refused with 429"
+    )
     request_timeout_s: float = Field(
         300.0, gt=0, description="longest time from a request to the end of its answer, in seconds"
     )

@@ -66,6 +66,10 @@ class ClientGoneError(RequestRefusedError):
     """The client went away before its answer was there."""
 
 
+class StoppingError(RequestRefusedError):
+    """The server is stopping. Ask again when it is there."""
+
+
 class DeletionPendingError(RequestRefusedError):
     """The document is closed to everybody, but not all of it could be removed yet; that goes on by itself.
 

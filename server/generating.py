@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from server.engine.base import PRIORITY_USER, Delta, Engine, Generation, GenerationRequest
-from server.errors import InvalidRequestError
+from server.errors import InvalidRequestError, StoppingError
 from server.metrics import Metrics
 
 T = TypeVar("T")
@@ -18,10 +18,11 @@ T = TypeVar("T")
 class Generating:
     """Runs requests on the engine and counts them. One for each server."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, most: int) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, *, most: int, closing: asyncio.Event) -> None:
         self._engine = engine
         self._metrics = metrics
         self._most = most
+        self._closing = closing
 
     async def whole(self, mode: str, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """The answers, in order. Cancelling the awaiting task aborts all of them; so does one's failure.
@@ -41,7 +42,8 @@ class Generating:
     ) -> AsyncGenerator[tuple[int, Delta], None]:
         """The pieces of the answers as they come, each with its request's number.
 
-        Closing the iterator aborts all of them; so does one's failure. Raises like `whole`.
+        Closing the iterator aborts all of them; so does one's failure. Raises like `whole`, and StoppingError
+        when the server stops: its streams are cut, and whoever reads them must know.
         """
         self._check(requests)
         arrived: asyncio.Queue[tuple[int, Delta] | asyncio.Task[None]] = asyncio.Queue()
@@ -49,9 +51,10 @@ class Generating:
             asyncio.create_task(self._pump(mode, number, request, arrived))
             for number, request in enumerate(requests)
         ]
-        for task in tasks:
-            task.add_done_callback(arrived.put_nowait)
+        stopping = asyncio.create_task(self._stopping())
         left = len(tasks)
+        for task in (*tasks, stopping):
+            task.add_done_callback(arrived.put_nowait)
         try:
             while left:
                 item = await arrived.get()
@@ -61,7 +64,11 @@ class Generating:
                 else:
                     yield item
         finally:
-            await _ended(tasks)
+            await _ended([*tasks, stopping])
+
+    async def _stopping(self) -> None:
+        await self._closing.wait()
+        raise StoppingError
 
     def _check(self, requests: Sequence[GenerationRequest]) -> None:
         if len(requests) > self._most and requests[0].priority <= PRIORITY_USER:

@@ -28,12 +28,16 @@ SYNTHESIS = "synthesis"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """With what a request runs, the same for every choice of it. `mode` is what metrics call it."""
+    """With what a request runs, the same for every choice of it, and for which user, if for one.
+
+    `mode` is what metrics call it.
+    """
 
     mode: str
     adapter: Adapter | None
     priority: int
     cache_salt: str
+    caller: str | None
 
 
 class Models:
@@ -55,9 +59,9 @@ class Models:
         """
         document_id = await self._document_id(caller, model)
         if isinstance(caller, InternalService):
-            yield Asked(SYNTHESIS, None, PRIORITY_SYNTHESIS, SYNTHESIS)
+            yield Asked(SYNTHESIS, None, PRIORITY_SYNTHESIS, SYNTHESIS, None)
         elif document_id is None:
-            yield Asked(Mode.BASE, None, PRIORITY_USER, caller.user_id)
+            yield Asked(Mode.BASE, None, PRIORITY_USER, caller.user_id, caller.user_id)
         else:
             # Counted before it is asked whether it may be read: see InFlight.
             with self._in_flight.answering(document_id):
@@ -96,4 +100,5 @@ class Models:
         if model.startswith("km_") and km.id != model:
             # A newer one has taken its place in this very moment.
             raise NotFoundError
-        return Asked(Mode.KM, adapter_of(km), PRIORITY_USER, version_salt(document_id, km.version))
+        salt = version_salt(document_id, km.version)
+        return Asked(Mode.KM, adapter_of(km), PRIORITY_USER, salt, principal.user_id)

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from km_registry import errors as registry
 from server import errors as http
 from server.engine.base import EngineUnavailableError, UnsupportedRequestError
-from server.engine.guarded import EngineBusyError, RequestTimeoutError
+from server.engine.guarded import CallerBusyError, EngineBusyError, RequestTimeoutError
 from server.retrieval.base import RetrievalUnavailableError
 from server.schemas import ErrorOut
 
@@ -68,8 +68,10 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     ClientDisconnect: Problem(499, "invalid_request_error", "client_gone", "The client went away."),
     EngineUnavailableError: Problem(503, "server_error", "engine_unavailable", headers=_RETRY),
     EngineBusyError: Problem(503, "server_error", "overloaded"),
+    CallerBusyError: Problem(429, "rate_limit_error", "too_many_requests"),
     RequestTimeoutError: Problem(504, "server_error", "timeout"),
     RetrievalUnavailableError: Problem(503, "server_error", "retrieval_unavailable", headers=_RETRY),
+    http.StoppingError: Problem(503, "server_error", "stopping", headers=_RETRY),
     http.DeletionPendingError: Problem(503, "server_error", "deletion_pending", headers=_RETRY),
     registry.ArtifactError: Problem(500, "server_error", "artifact_damaged"),
     RedisError: Problem(
@@ -122,6 +124,7 @@ _MEANINGS = {
     413: "Larger than this server takes",
     415: "A type of file that is not taken",
     422: "A field cannot be taken as it is; the message names it",
+    429: "Too many requests of yours; Retry-After says when to try again",
     503: "Something that is needed is not running, or too much is going on; try again",
     504: "It took longer than this server lets",
 }

@@ -77,9 +77,15 @@ class AppState:
         self.guarded = GuardedEngine(
             self.engine,
             max_requests=self.settings.max_requests,
+            max_requests_per_user=self.settings.max_requests_per_user,
             timeout_s=self.settings.request_timeout_s,
         )
-        generating = Generating(self.guarded, self.metrics, self.settings.max_requests)
+        generating = Generating(
+            self.guarded,
+            self.metrics,
+            most=min(self.settings.max_requests, self.settings.max_requests_per_user),
+            closing=self.closing,
+        )
         self.engine_keeper = EngineKeeper(self.engine, max_restarts=self.settings.engine_restarts)
         self.intake = Intake(self.settings.intake_limits)
         self.retriever = Retriever(

@@ -41,7 +41,8 @@ class Adapter:
 class GenerationRequest:
     """One prompt, as token ids, and how to go on from it.
 
-    `adapter` None asks the bare base model. `cache_salt` keeps cached prefixes apart.
+    `adapter` None asks the bare base model. `cache_salt` keeps cached prefixes apart. `caller` is the user
+    that it is for, where users are bounded; it changes nothing of the answer.
     With `logprobs` the result holds the log-probability of every token that was written, with
     `prompt_logprobs` that of every prompt token but the first, each with the `top_logprobs` likeliest tokens
     at its place. `max_tokens` 0 scores the prompt and writes nothing.
@@ -57,6 +58,7 @@ class GenerationRequest:
     adapter: Adapter | None = None
     priority: int = PRIORITY_USER
     cache_salt: str | None = None
+    caller: str | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logprobs: bool = False

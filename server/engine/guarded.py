@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
@@ -32,6 +33,10 @@ class EngineBusyError(EngineUnavailableError):
         self.retry_after_s = retry_after_s
 
 
+class CallerBusyError(EngineBusyError):
+    """More requests of one user wait than this server lets. `retry_after_s` says when to ask again."""
+
+
 class RequestTimeoutError(EngineUnavailableError):
     """The request took longer than this server lets."""
 
@@ -42,13 +47,17 @@ class GuardedEngine:
     Synthetic text is neither counted nor timed: it runs behind users' requests, and the trainer bounds it.
     """
 
-    def __init__(self, engine: Engine, *, max_requests: int, timeout_s: float) -> None:
+    def __init__(
+        self, engine: Engine, *, max_requests: int, max_requests_per_user: int, timeout_s: float
+    ) -> None:
         self._engine = engine
         self._max_requests = max_requests
+        self._max_per_user = max_requests_per_user
         self._timeout_s = timeout_s
         self._mean_s = 1.0
-        #: Users' requests that wait or run.
+        #: Users' requests that wait or run, and those of each user.
         self.in_flight = 0
+        self._of_caller: Counter[str | None] = Counter()
         #: Requests that were refused because too many were there, and that took too long.
         self.refused = 0
         self.timed_out = 0
@@ -103,6 +112,18 @@ class GuardedEngine:
         if request.priority > PRIORITY_USER:
             yield None
             return
+        self._refuse_when_full(request.caller)
+        began = time.perf_counter()
+        self.in_flight += 1
+        self._of_caller[request.caller] += 1
+        try:
+            yield asyncio.get_running_loop().time() + self._timeout_s
+        finally:
+            self.in_flight -= 1
+            self._of_caller -= Counter([request.caller])  # drops those that are at nought
+            self._mean_s += _NEWEST * (time.perf_counter() - began - self._mean_s)
+
+    def _refuse_when_full(self, caller: str | None) -> None:
         if self.in_flight >= self._max_requests:
             self.refused += 1
             raise EngineBusyError(
@@ -110,13 +131,13 @@ class GuardedEngine:
                 "Try again a little later.",
                 self._retry_after_s(),
             )
-        began = time.perf_counter()
-        self.in_flight += 1
-        try:
-            yield asyncio.get_running_loop().time() + self._timeout_s
-        finally:
-            self.in_flight -= 1
-            self._mean_s += _NEWEST * (time.perf_counter() - began - self._mean_s)
+        if caller is not None and self._of_caller[caller] >= self._max_per_user:
+            self.refused += 1
+            raise CallerBusyError(
+                f"{self._max_per_user} answers of yours are waited for already, the most for one user. Wait "
+                "for some of them.",
+                self._retry_after_s(),
+            )
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ router = APIRouter(tags=["answers"])
     "/answer",
     summary="Ask a question about a document",
     response_model=AnswerOut,
-    responses=STREAMED | documented(404, 409, 413, 422, 503, 504),
+    responses=STREAMED | documented(404, 409, 413, 422, 429, 503, 504),
 )
 async def answer(
     request: Request, sent: QuestionIn, principal: UserDep, state: State

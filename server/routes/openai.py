@@ -15,7 +15,7 @@ from server.state import State
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
-_GENERATION = STREAMED | documented(400, 403, 404, 409, 413, 422, 503, 504)
+_GENERATION = STREAMED | documented(400, 403, 404, 409, 413, 422, 429, 503, 504)
 
 
 @router.post(

@@ -56,6 +56,17 @@ async def test_a_failure_later_is_an_event(ada: Someone, engine: ScriptedEngine)
     assert data["error"]["message"] == "The engine died."
 
 
+async def test_a_server_that_stops_says_so(ada: Someone, engine: ScriptedEngine, state: AppState) -> None:
+    document_id = await ada.upload()
+    engine.hold(after_tokens=1)
+    asking = asyncio.create_task(ada.ask(document_id, "icl", stream=True))
+    await asyncio.wait_for(engine.until_streamed(1), 10)
+    state.closing.set()
+    (first, _), (second, data) = events_of(await asyncio.wait_for(asking, 10))
+    assert (first, second, data["error"]["code"]) == ("delta", "error", "stopping")
+    assert engine.in_flight == []
+
+
 async def test_hanging_up_ends_the_generation_and_frees_the_document(
     ada: Someone, url: str, engine: ScriptedEngine, state: AppState
 ) -> None:

@@ -30,6 +30,7 @@ async def test_one_text(ada: Someone, engine: ScriptedEngine, tokenizer: WordTok
         prompt_token_ids=tuple(tokenizer.encode("one two")),
         max_tokens=16,
         cache_salt=ada.principal.user_id,
+        caller=ada.principal.user_id,
         priority=PRIORITY_USER,
     )
     assert body["object"] == "text_completion"

@@ -30,13 +30,13 @@ class TestGuardedEngine(EngineContract):
 
     @pytest.fixture
     def engine(self, inner: ScriptedEngine) -> GuardedEngine:
-        return GuardedEngine(inner, max_requests=2, timeout_s=60)
+        return GuardedEngine(inner, max_requests=2, max_requests_per_user=2, timeout_s=60)
 
 
 @pytest.fixture
 async def full(inner: ScriptedEngine) -> AsyncIterator[GuardedEngine]:
     """With as many requests in flight as it takes."""
-    guarded = GuardedEngine(inner, max_requests=2, timeout_s=60)
+    guarded = GuardedEngine(inner, max_requests=2, max_requests_per_user=2, timeout_s=60)
     inner.hold()
     stream = guarded.stream(REQUEST)
     running = [asyncio.create_task(guarded.generate(REQUEST)), asyncio.ensure_future(anext(stream))]
@@ -69,7 +69,7 @@ async def test_synthetic_text_is_not_counted(full: GuardedEngine, inner: Scripte
 
 
 async def test_requests_that_take_too_long(inner: ScriptedEngine) -> None:
-    guarded = GuardedEngine(inner, max_requests=9, timeout_s=0.0)
+    guarded = GuardedEngine(inner, max_requests=9, max_requests_per_user=9, timeout_s=0.0)
     inner.hold(after_tokens=1)
     with pytest.raises(RequestTimeoutError, match="longer than 0 seconds"):
         await guarded.generate(REQUEST)
@@ -98,6 +98,24 @@ async def test_over_http(ada: Someone, state: AppState, engine: ScriptedEngine) 
     state.guarded._timeout_s = 0.0
     engine.hold()
     assert error_of(await ada.http.post("/v1/completions", json=body), 504)["code"] == "timeout"
+
+
+async def test_one_user_cannot_fill_the_queue(
+    ada: Someone, bob: Someone, state: AppState, engine: ScriptedEngine
+) -> None:
+    state.guarded._max_per_user = 2
+    engine.hold()
+    body = {"model": "base", "prompt": ["a", "b"]}
+    first = asyncio.create_task(ada.http.post("/v1/completions", json=body))
+    await asyncio.wait_for(engine.until_asked(2), 10)
+    response = await ada.http.post("/v1/completions", json=body)
+    assert error_of(response, 429)["code"] == "too_many_requests"
+    assert int(response.headers["retry-after"]) >= 1
+    other = asyncio.create_task(bob.http.post("/v1/completions", json=body))
+    await asyncio.wait_for(engine.until_asked(4), 10)
+    engine.release()
+    assert [(await one).status_code for one in (first, other)] == [200, 200]
+    assert (await ada.http.post("/v1/completions", json=body)).status_code == 200
 
 
 async def test_more_at_once_than_ever_fit(ada: Someone, state: AppState) -> None:
