@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,43 @@ def _padded(rows_of: dict[int, list[int]]) -> PaddedRows | None:
     return PaddedRows(first, last, per_slot, torch.tensor(gather), torch.tensor(places), torch.tensor(rows))
 
 
-def add_lora(y: Tensor, x: Tensor, a: Tensor, b: Tensor, plan: BatchPlan, scale: float = 1.0) -> None:
+class JoinedWeights:
+    """A layer's slots, of all its slices together: a of (slots, ranks, in), b of (slots, outs, ranks).
+
+    Slots are as wide as the widest adapter that the engine takes; `width` says how much of one is filled.
+    """
+
+    def __init__(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+        self.given = a
+        self.a, self.b = merge_slices(a, b)
+        self._slices = len(a)
+        self._written = -1
+        self._widths: dict[int, int] = {}
+
+    def width(self, slot: int) -> int:
+        """How many of a slot's ranks, counted over all slices, its adapter has; the others are zero."""
+        # Every write counts a tensor's version up, also that of another adapter under the same engine id.
+        written = sum(tensor._version for tensor in self.given)
+        if written != self._written:
+            self._written = written
+            self._widths.clear()
+        known = self._widths.get(slot)
+        if known is None:
+            filled = (self.a[slot] != 0).any(dim=1).nonzero()
+            ranks = int(filled[-1]) // self._slices + 1 if len(filled) else 0
+            known = self._widths[slot] = ranks * self._slices
+        return known
+
+
+def add_lora(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    plan: BatchPlan,
+    scale: float = 1.0,
+    width: Callable[[int], int] | None = None,
+) -> None:
     """`y[rows] += scale * (x[rows] @ a[slot].T) @ b[slot].T` for every group of the plan, in place.
 
     Args:
@@ -97,6 +133,7 @@ def add_lora(y: Tensor, x: Tensor, a: Tensor, b: Tensor, plan: BatchPlan, scale:
         b: (slots, out, rank); out may be smaller than y's, which then is padding.
         plan: the batch's groups. y and x may have more rows than the plan (padding), never fewer.
         scale: factor on the delta.
+        width: how many of a slot's ranks are filled; without it all are taken for filled.
 
     Sums are in float32 and the delta is rounded to y's type once. Base rows are neither read nor written.
 
@@ -108,12 +145,18 @@ def add_lora(y: Tensor, x: Tensor, a: Tensor, b: Tensor, plan: BatchPlan, scale:
     check_rows(plan, x)
     y = y[:, : b.shape[1]]
     if plan.padded is not None:
+        if width is not None:
+            widest = max(width(slot) for slot in range(plan.padded.first, plan.padded.last))
+            a, b = a[:, :widest], b[:, :, :widest]
         _add_padded(y, x, a, b, plan.padded, scale)
         return
     for group in plan.groups:
-        rows = take_rows(x, group)
-        hidden = torch.mm(rows, a[group.slot].float().t())
-        add_rows(y, group, torch.mm(hidden, b[group.slot].float().t()), scale)
+        slot_a, slot_b = a[group.slot], b[group.slot]
+        if width is not None:
+            filled = width(group.slot)
+            slot_a, slot_b = slot_a[:filled], slot_b[:, :filled]
+        hidden = torch.mm(take_rows(x, group), slot_a.float().t())
+        add_rows(y, group, torch.mm(hidden, slot_b.float().t()), scale)
 
 
 def _add_padded(y: Tensor, x: Tensor, a: Tensor, b: Tensor, padded: PaddedRows, scale: float) -> None:
@@ -160,26 +203,36 @@ def merge_slices(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tens
     """Join the slices of a packed layer (q, k, v) so that one matmul pair serves all of them.
 
     The given tensors, (slots, 1, rank, in) and (slots, 1, out, rank), become views of the joined ones:
-    weights written through them later are seen here too. b is joined block-diagonally.
+    weights written through them later are seen here too. b is joined block-diagonally. The slices' ranks take
+    turns, so that what an adapter of a lower rank leaves empty is at the end.
 
     Returns:
         a of (slots, ranks, in) and b of (slots, outs, ranks).
+
+    Raises:
+        RuntimeError: the slices have not the same rank.
     """
     if len(a) == 1:
         return a[0].squeeze(1), b[0].squeeze(1)
     slots, inner = a[0].shape[0], a[0].shape[3]
-    ranks = [t.shape[3] for t in b]
+    ranks = {t.shape[3] for t in b}
+    if len(ranks) > 1:
+        raise RuntimeError(
+            f"LoRA slices of ranks {sorted(ranks)}: this model's layers are not supported by "
+            "server.engine.cpu_lora."
+        )
+    count, joined_rank = len(a), len(a) * ranks.pop()
     outs = [t.shape[2] for t in b]
     # vLLM runs the model in inference mode but loads adapters outside of it, where an inference tensor could
     # not be written.
     with torch.inference_mode(mode=False):
-        joined_a = a[0].new_zeros(slots, 1, sum(ranks), inner)
-        joined_b = b[0].new_zeros(slots, 1, sum(outs), sum(ranks))
-        rank_at = out_at = 0
-        for slice_a, slice_b, rank, out in zip(a, b, ranks, outs, strict=True):
-            _rebind(slice_a, joined_a[:, :, rank_at : rank_at + rank, :])
-            _rebind(slice_b, joined_b[:, :, out_at : out_at + out, rank_at : rank_at + rank])
-            rank_at, out_at = rank_at + rank, out_at + out
+        joined_a = a[0].new_zeros(slots, 1, joined_rank, inner)
+        joined_b = b[0].new_zeros(slots, 1, sum(outs), joined_rank)
+        out_at = 0
+        for i, (slice_a, slice_b, out) in enumerate(zip(a, b, outs, strict=True)):
+            _rebind(slice_a, joined_a[:, :, i::count, :])
+            _rebind(slice_b, joined_b[:, :, out_at : out_at + out, i::count])
+            out_at += out
     return joined_a.squeeze(1), joined_b.squeeze(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.engine.masked_lora import (
     BatchPlan,
+    JoinedWeights,
     add_lora,
     add_rows,
     check_rows,
-    merge_slices,
     plan_batch,
     take_rows,
 )
@@ -33,7 +32,7 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         self._tokens: BatchPlan = plan_batch(())
         self._samples: BatchPlan = plan_batch(())
         # Keyed by identity: a layer hands in the same tuple at every call, and holding it keeps its id taken.
-        self._joined: dict[int, tuple[Sequence[Tensor], Tensor, Tensor]] = {}
+        self._joined: dict[int, JoinedWeights] = {}
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
@@ -65,10 +64,10 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
                     f"LoRA weights of sizes {[b.shape[2] for b in lora_b_stacked]} for output slices "
                     f"{output_slices}: this model's layers are not supported by server.engine.cpu_lora."
                 )
-            known = (lora_a_stacked, *merge_slices(lora_a_stacked, lora_b_stacked))
+            known = JoinedWeights(lora_a_stacked, lora_b_stacked)
             self._joined[id(lora_a_stacked)] = known
-        _, a, b = known
-        add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, self._tokens, scale)
+        rows_y, rows_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        add_lora(rows_y, rows_x, known.a, known.b, self._tokens, scale, known.width)
 
     def add_shrink(
         self,

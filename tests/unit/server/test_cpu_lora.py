@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from server.engine import cpu_lora
-from server.engine.masked_lora import plan_batch
+from server.engine.masked_lora import JoinedWeights, plan_batch
 
 # torch and vLLM warn about their own insides when they are imported.
 pytestmark = [
@@ -46,11 +46,15 @@ class Layer:
         for slot in range(SLOTS):
             self.load(slot)
 
-    def load(self, slot: int) -> None:
+    def load(self, slot: int, rank: int = RANK) -> None:
+        """Fill a slot with an adapter of this rank, as vLLM does."""
         for stacked in (*self.a, *self.b):
             stacked[slot] = 0
-            shape = stacked[slot, 0].shape
-            stacked[slot, 0].copy_(torch.randn(shape, generator=self.generator))
+        for stacked in self.a:
+            stacked[slot, 0, :rank].copy_(torch.randn(rank, INNER, generator=self.generator))
+        for stacked in self.b:
+            shape = stacked.shape[2], rank
+            stacked[slot, 0, :, :rank].copy_(torch.randn(shape, generator=self.generator))
 
     def inputs(self, rows: int) -> tuple[Tensor, Tensor]:
         dtype = self.a[0].dtype
@@ -143,6 +147,39 @@ def test_a_slot_can_be_filled_after_use_in_inference_mode() -> None:
     layer.load(2)
     after = apply(wrapper, layer, y, x)
     torch.testing.assert_close(after.double(), layer.reference(y, x, MIXED), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [MIXED, [1] * 6, [0, 1, 2, 3]], ids=["mixed", "one", "a row each"])
+@pytest.mark.parametrize("slices", [QKV, GATE_UP, (30,)], ids=["qkv", "gate_up", "plain"])
+def test_adapters_of_any_rank_share_a_batch(slices: tuple[int, ...], batch: list[int]) -> None:
+    layer = Layer(slices)
+    for slot, rank in enumerate((RANK, 3, 0, 1)):
+        layer.load(slot, rank)
+    y, x = layer.inputs(len(batch))
+    result = apply(wrapper_for(batch), layer, y, x)
+    torch.testing.assert_close(result.double(), layer.reference(y, x, batch), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["normal mode", "inference mode"])
+def test_only_what_an_adapter_fills_is_multiplied(inference: bool) -> None:
+    layer = Layer(QKV)
+    joined = JoinedWeights(layer.a, layer.b)
+    with torch.inference_mode(inference):
+        assert [joined.width(slot) for slot in range(SLOTS)] == [RANK * len(QKV)] * SLOTS
+        # The same slot with another adapter, as when one loaded for a trial run is replaced.
+        layer.load(1, 3)
+        assert joined.width(1) == 3 * len(QKV)
+        layer.load(1, 5)
+        assert joined.width(1) == 5 * len(QKV)
+        layer.load(1, 0)
+        assert joined.width(1) == 0
+
+
+def test_slices_of_unequal_rank_are_refused() -> None:
+    a = tuple(torch.zeros(1, 1, rank, INNER) for rank in (4, 8))
+    b = tuple(torch.zeros(1, 1, 6, rank) for rank in (4, 8))
+    with pytest.raises(RuntimeError, match=r"ranks \[4, 8\]"):
+        JoinedWeights(a, b)
 
 
 def test_a_broken_slot_stays_in_its_own_rows() -> None:
