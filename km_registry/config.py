@@ -80,6 +80,9 @@ class RegistrySettings(BaseSettings):
     )
     max_document_bytes: int = Field(2_000_000, ge=1, description="largest document taken, in bytes of UTF-8")
     lora_rank: int = Field(16, ge=1, le=256, description="rank of the KMs that are trained and served")
+    ke_rank: int = Field(
+        16, ge=0, le=256, description="highest rank of the KEs that are served; 0 serves none"
+    )
     train_concurrency: int = Field(
         4, ge=1, le=64, description="most documents that a worker trains together, if memory allows"
     )

@@ -22,6 +22,12 @@ class DocumentTooLargeError(InvalidDocumentError):
     """The document is larger than this server takes."""
 
 
+class InvalidKEError(KMError):
+    """The KE cannot be taken as it is."""
+
+    param = "directory"
+
+
 class ConflictError(KMError):
     """The request does not fit the state of things."""
 

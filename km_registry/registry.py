@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from km_registry.config import RegistrySettings
 from km_registry.events import Notifier, NullNotifier
+from km_registry.ke_records import KERecords
 from km_registry.store import deletion, documents, jobs, publishing, runs, users, versions
 from km_registry.store.store import Store
 from km_registry.types import (
@@ -38,6 +39,8 @@ class Registry:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        #: The KEs, and where their composites with KMs lie.
+        self.kes = KERecords(store)
 
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:
@@ -139,6 +142,10 @@ class Registry:
     def kms_of(self, principal: Principal) -> list[KM]:
         """The KM that answers for every document that the principal owns, newest first."""
         return documents.kms_of_owner(self._store, principal)
+
+    def kms_after(self, engine_id: int) -> list[KM]:
+        """The KMs that answer now and were published after the one of that engine id, oldest first."""
+        return documents.kms_after(self._store, engine_id)
 
     def trainings(self, document_ids: Sequence[str]) -> list[Training]:
         """These documents with their latest jobs and KMs, in this order; those that are gone are left out."""

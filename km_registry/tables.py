@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, Text, text
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -201,6 +201,31 @@ class KMRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     version: Mapped[int] = mapped_column(server_default="1")
     retired_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class KERow(Base):
+    """A registered KE. `default_for` is the fingerprint of the base model whose default it is.
+
+    The row of a deleted one stays, so that its version's number is not given again.
+    """
+
+    __tablename__ = "kes"
+    __table_args__ = (UniqueConstraint("name", "version"), UniqueConstraint("default_for"))
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int]
+    digest: Mapped[str] = mapped_column(_SHA256, index=True)
+    base_model: Mapped[str] = mapped_column(String(300))
+    base_fingerprint: Mapped[str] = mapped_column(String(128))
+    rank: Mapped[int]
+    prompt_format: Mapped[str] = mapped_column(String(64))
+    trained: Mapped[str] = mapped_column(String(16))
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    default_for: Mapped[str | None] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    purged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class EventRow(Base):

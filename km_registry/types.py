@@ -1,4 +1,4 @@
-"""What the registry keeps: users, documents, KMs, jobs, events, receipts. Plain frozen records."""
+"""What the registry keeps: users, documents, KMs, KEs, jobs, events, receipts. Plain frozen records."""
 
 from __future__ import annotations
 
@@ -107,6 +107,28 @@ class KM:
     created_at: datetime
     metrics: dict[str, Any] = field(default_factory=dict)
     version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KE:
+    """A Knowledge Extractor: a task LoRA and, for every layer that it adapts, what a KM and it weigh; `ke_…`.
+
+    `trained` is "km+ke" or "ke": with KMs, or without. Versions of a name count from 1.
+    """
+
+    id: str
+    name: str
+    version: int
+    digest: str
+    path: str
+    base_model: str
+    base_fingerprint: str
+    rank: int
+    prompt_format: str
+    trained: str
+    is_default: bool
+    created_at: datetime
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from km_registry.access import may
 from km_registry.artifacts import purge_dir
+from km_registry.composites import forget_kms
 from km_registry.errors import ConflictError, NotFoundError
 from km_registry.store.jobs import cancel_unfinished
 from km_registry.store.rows import add_purged, as_document, as_receipt, live_document
@@ -45,9 +46,14 @@ def purge(store: Store, document_id: str) -> dict[str, Any]:
         _tombstoned(session, document_id)
         jobs = session.scalars(select(JobRow.id).where(JobRow.document_id == document_id)).all()
         reserved = session.scalars(select(JobRow.km_id).where(JobRow.document_id == document_id)).all()
+    composites, composite_bytes = forget_kms(
+        store.layout.composites, {km_id for km_id in reserved if km_id is not None}
+    )
     files = {
         "text_bytes": purge_dir(store.layout.document_dir(document_id)),
         "adapter_bytes": sum(purge_dir(store.layout.km_dir(km_id)) for km_id in reserved if km_id),
+        "composites": composites,
+        "composite_bytes": composite_bytes,
         "passage_bytes": purge_dir(store.layout.passages_dir(document_id)),
         "work_bytes": sum(purge_dir(store.layout.work_dir(job_id)) for job_id in jobs),
     }

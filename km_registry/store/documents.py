@@ -140,6 +140,18 @@ def kms_of_owner(store: Store, principal: Principal) -> list[KM]:
         return [as_km(row, store.layout) for row in session.scalars(owned)]
 
 
+def kms_after(store: Store, engine_id: int) -> list[KM]:
+    """The KMs that answer for live documents, of those with a higher engine id, oldest first."""
+    live = (
+        _answering(KMRow.engine_id > engine_id)
+        .join(DocumentRow, DocumentRow.id == KMRow.document_id)
+        .where(DocumentRow.deleted_at.is_(None))
+        .order_by(KMRow.engine_id)
+    )
+    with store.database.reading() as session:
+        return [as_km(row, store.layout) for row in session.scalars(live)]
+
+
 def trainings(store: Store, document_ids: Sequence[str]) -> list[Training]:
     """These documents with their latest jobs and answering KMs, in this order, but for deleted ones."""
     latest = select(func.max(JobRow.sequence)).where(JobRow.document_id.in_(document_ids))

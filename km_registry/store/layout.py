@@ -14,11 +14,13 @@ class Layout:
         self.kms = self.root / "kms"
         self.work = self.root / "work"
         self.passages = self.root / "passages"
+        self.kes = self.root / "kes"
+        self.composites = self.root / "composites"
 
     def create(self) -> None:
         """Make what is not there."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (self.documents, self.kms, self.work, self.passages):
+        for directory in (self.documents, self.kms, self.work, self.passages, self.kes, self.composites):
             directory.mkdir(mode=0o700, exist_ok=True)
 
     def document_dir(self, document_id: str) -> Path:
@@ -32,6 +34,10 @@ class Layout:
     def km_dir(self, km_id: str) -> Path:
         """The KM's PEFT directory."""
         return self.kms / km_id
+
+    def ke_dir(self, ke_id: str) -> Path:
+        """The KE's directory."""
+        return self.kes / ke_id
 
     def passages_dir(self, document_id: str) -> Path:
         """The vectors of the document's passages."""

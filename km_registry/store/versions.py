@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from km_registry.access import may
 from km_registry.artifacts import atomic_write, purge_dir, purge_file
+from km_registry.composites import forget_kms
 from km_registry.errors import ConflictError, NotFoundError
 from km_registry.store.content import checked
 from km_registry.store.jobs import cancel_unfinished, queue_job
@@ -185,6 +186,7 @@ def purge(store: Store, gone: Superseded) -> dict[str, int]:
         ).all()
         digests = _texts_only_in(session, gone)
     passages = store.layout.passages_dir(gone.document_id)
+    composites, composite_bytes = forget_kms(store.layout.composites, set(km_ids))
     texts = [store.layout.text_file(gone.document_id, version) for version in gone.versions]
     removed = {
         "text_bytes": sum(purge_file(path) for path in texts),
@@ -192,6 +194,8 @@ def purge(store: Store, gone: Superseded) -> dict[str, int]:
         "adapter_bytes": sum(
             purge_dir(store.layout.km_dir(km_id)) for km_id in {*km_ids, *reserved} if km_id is not None
         ),
+        "composites": composites,
+        "composite_bytes": composite_bytes,
         "passage_bytes": sum(purge_dir(passages / digest) for digest in digests),
         "work_bytes": sum(purge_dir(store.layout.work_dir(job_id)) for job_id in gone.job_ids),
     }

@@ -26,6 +26,8 @@ class TestPurging:
             "passage_bytes": 0,
             "work_bytes": 10,
             "adapter_bytes": 0,
+            "composites": 0,
+            "composite_bytes": 0,
             "kms": 0,
         }
         assert registry.pending_replacements() == []
