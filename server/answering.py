@@ -1,5 +1,5 @@
-"""Answering a question about a document: authorise, choose the mode, retrieve, build the prompt, resolve the
-adapter, generate."""
+"""Answering a question about a document: authorise, choose the mode and the KE, retrieve, build the prompt,
+resolve the adapter, generate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from km_registry.errors import ConflictError
 from km_registry.prompts import answer_messages, encode, passages_context
 from km_registry.registry import Registry
 from km_registry.types import KM, Action, Document, Principal
+from server.composites import Composites
 from server.config import ServerSettings
-from server.engine.base import Engine, Generation, GenerationRequest, joined
+from server.engine.base import Adapter, Engine, Generation, GenerationRequest, joined
 from server.errors import InvalidRequestError, NotTrainedError, PromptTooLongError
 from server.generating import Generating
 from server.in_flight import InFlight
-from server.kms import KMs, adapter_of
+from server.kes import NO_KE, KEChoice, KEs
+from server.kms import KMs
 from server.modes import Choice, Mode
 from server.retrieval.base import Passage, RetrievalUnavailableError
 from server.retrieval.retriever import Retriever
@@ -28,7 +30,10 @@ from server.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, of which document, and how. `k` passages; None leaves their number to the server."""
+    """What is asked, of which document, and how. `k` passages; None leaves their number to the server.
+
+    `ke` is "none", "default", or a KE's name or id; None leaves it to the mode.
+    """
 
     document_id: str
     question: str
@@ -37,6 +42,7 @@ class Question:
     max_tokens: int = 64
     temperature: float = 0.0
     seed: int | None = None
+    ke: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,8 @@ class Answer:
     """What came back. `version` is the document's version that it is from, `milliseconds` the whole time
     from question to answer.
 
-    `mode` answered, and `why` says why it was that one when `asked_mode` is auto; `passages` are in the
-    order of the prompt, the best one last.
+    `mode` answered, and `why` says why it was that one when `asked_mode` is auto; `why_ke` says why with this
+    KE, or without one; `passages` are in the order of the prompt, the best one last.
     """
 
     answer: str
@@ -54,6 +60,9 @@ class Answer:
     why: str
     document_id: str
     km_id: str | None
+    ke_id: str | None
+    ke_name: str | None
+    why_ke: str
     version: int
     passages: tuple[Passage, ...]
     warning: str | None
@@ -65,10 +74,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How a question is answered: by which mode, with which KM and which passages."""
+    """How a question is answered: by which mode, with which KM, KE and passages."""
 
     choice: Choice
     km: KM | None = None
+    ke: KEChoice = NO_KE
     passages: tuple[Passage, ...] = ()
 
     @property
@@ -98,6 +108,8 @@ class Answerer:
         self,
         registry: Registry,
         kms: KMs,
+        kes: KEs,
+        composites: Composites,
         engine: Engine,
         generating: Generating,
         tokenizer: Tokenizer,
@@ -107,6 +119,8 @@ class Answerer:
     ) -> None:
         self._registry = registry
         self._kms = kms
+        self._kes = kes
+        self._composites = composites
         self._engine = engine
         self._generating = generating
         self._tokenizer = tokenizer
@@ -117,8 +131,8 @@ class Answerer:
     async def answer(self, principal: Principal, question: Question) -> Answer:
         """Answer one question. Cancelling the awaiting task aborts the generation.
 
-        Raises NotFoundError, NotTrainedError, InvalidRequestError, PromptTooLongError,
-        RetrievalUnavailableError or EngineUnavailableError.
+        Raises NotFoundError, NotTrainedError, InvalidRequestError, UnknownKEError, NoKEError,
+        PromptTooLongError, RetrievalUnavailableError or EngineUnavailableError.
         """
         async with self._asked(principal, question) as asked:
             (generation,) = await self._generating.whole(asked.plan.mode, [asked.request])
@@ -152,8 +166,9 @@ class Answerer:
             planned = await run_in_threadpool(self._planned, document, question)
             plan = await self._retrieved(document, question, planned)
             prompt = await run_in_threadpool(self._prompt, document, question, plan)
-            request = self._request(principal, document, question, plan, prompt)
-            yield _Asked(question, document, plan, request, began)
+            async with self._composites.plugged(plan.km, plan.ke.ke) as adapter:
+                request = self._request(principal, document, question, plan, prompt, adapter)
+                yield _Asked(question, document, plan, request, began)
 
     async def _answered(self, asked: _Asked, generation: Generation) -> Answer:
         plan = asked.plan
@@ -165,6 +180,9 @@ class Answerer:
             why=plan.choice.why,
             document_id=asked.document.id,
             km_id=plan.km.id if plan.km else None,
+            ke_id=plan.ke.ke.id if plan.ke.ke else None,
+            ke_name=plan.ke.ke.name if plan.ke.ke else None,
+            why_ke=plan.ke.why,
             version=plan.read(asked.document),
             passages=plan.passages,
             warning=warning,
@@ -198,11 +216,17 @@ class Answerer:
             )
 
     def _planned(self, document: Document, question: Question) -> _Plan:
-        """The mode, and its KM. Blocking. NotTrainedError when the mode that was asked for needs a KM."""
-        if question.mode is Mode.AUTO:
-            return self._automatic(document)
-        km = self._kms.of(document.id) if question.mode.uses_km else None
-        return _Plan(Choice(question.mode, "it was asked for"), km)
+        """The mode, its KM and its KE. Blocking.
+
+        NotTrainedError when the mode that was asked for needs a KM; UnknownKEError or NoKEError when the KE
+        that was asked for is not there.
+        """
+        auto = question.mode is Mode.AUTO
+        plan = self._automatic(document) if auto else self._asked_for(document, question.mode)
+        return replace(plan, ke=self._kes.choose(question.ke, plan.mode, auto=auto))
+
+    def _asked_for(self, document: Document, mode: Mode) -> _Plan:
+        return _Plan(Choice(mode, "it was asked for"), self._kms.of(document.id) if mode.uses_km else None)
 
     def _automatic(self, document: Document) -> _Plan:
         policy = self._settings.auto_policy
@@ -253,6 +277,10 @@ class Answerer:
 
     def _warning(self, document: Document, plan: _Plan) -> str | None:
         """What to beware of in the answer. Blocking."""
+        of_ke = self._kes.warning(plan.ke.ke) if plan.ke.ke else None
+        return " ".join(filter(None, (self._warning_of_km(document, plan), of_ke))) or None
+
+    def _warning_of_km(self, document: Document, plan: _Plan) -> str | None:
         if plan.km is None:
             return None
         if plan.passages and plan.km.version != document.version:
@@ -269,6 +297,7 @@ class Answerer:
         question: Question,
         plan: _Plan,
         prompt: tuple[int, ...],
+        adapter: Adapter | None,
     ) -> GenerationRequest:
         return GenerationRequest(
             prompt_token_ids=prompt,
@@ -276,7 +305,7 @@ class Answerer:
             temperature=question.temperature,
             seed=question.seed,
             caller=principal.user_id,
-            adapter=adapter_of(plan.km) if plan.km else None,
+            adapter=adapter,
             cache_salt=principal.user_id
             if plan.mode is Mode.BASE
             else version_salt(document.id, plan.read(document)),

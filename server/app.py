@@ -8,7 +8,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from server import middleware, problems
-from server.routes import answer, documents, health, openai, recipes, users
+from server.routes import answer, documents, health, kes, openai, recipes, users
 from server.state import AppState
 
 __all__ = ["AppState", "create_app"]
@@ -25,6 +25,7 @@ its message says what to change.
 _TAGS = [
     {"name": "documents", "description": "Upload, follow the training, delete."},
     {"name": "answers", "description": "Ask a document."},
+    {"name": "KEs", "description": "Knowledge Extractors, which make answers better with a KM or without."},
     {"name": "OpenAI-compatible", "description": "For clients that speak OpenAI's completions."},
     {"name": "users", "description": "For administrators."},
     {"name": "operation", "description": "Health and metrics."},
@@ -45,7 +46,7 @@ def create_app(state: AppState) -> FastAPI:
     )
     app.state.km = state
     problems.install(app)
-    for routes in (documents, recipes, answer, openai, users, health):
+    for routes in (documents, recipes, answer, kes, openai, users, health):
         app.include_router(routes.router)
     limit = partial(
         middleware.body_limit,

@@ -123,17 +123,21 @@ def ask(
             "base: neither."
         ),
     ] = "auto",
+    ke: Annotated[
+        str | None, typer.Option(help="none, default, or a KE's name or id; the mode decides otherwise.")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="Passages in the prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     passages: Annotated[
-        bool, typer.Option("--passages", help="Show the mode that answered, and the passages it read.")
+        bool,
+        typer.Option("--passages", help="Show the mode and the KE that answered, and the passages it read."),
     ] = False,
     stream: Annotated[
         bool | None, typer.Option(help="Show the answer as it comes; by default on a terminal.")
     ] = None,
 ) -> None:
     """Ask a document."""
-    given: dict[str, Any] = {"mode": mode, "k": k, "max_tokens": max_tokens}
+    given: dict[str, Any] = {"mode": mode, "ke": ke, "k": k, "max_tokens": max_tokens}
     options = {name: value for name, value in given.items() if value is not None}
     with connected() as client:
         if sys.stdout.isatty() if stream is None else stream:
@@ -143,6 +147,7 @@ def ask(
             typer.echo(answer["answer"])
     if passages:
         typer.echo(f"\n{answer['mode']}: {answer['why']}")
+        typer.echo(f"KE {answer['ke_name'] or 'none'}: {answer['why_ke']}")
         for passage in answer["passages"]:
             typer.echo(f"\n[{passage['start']}-{passage['end']}, score {passage['score']:.2f}]")
             typer.echo(passage["text"])

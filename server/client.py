@@ -115,7 +115,7 @@ class Client:
         return self._json("GET", f"/documents/{document_id}")
 
     def answer(self, document_id: str, question: str, **options: Any) -> dict[str, Any]:
-        """Ask a document; options are mode, k, max_tokens, temperature, seed."""
+        """Ask a document; options are mode, ke, k, max_tokens, temperature, seed."""
         return self._json(
             "POST", "/answer", json={"document_id": document_id, "question": question, **options}
         )
@@ -132,6 +132,23 @@ class Client:
     def delete(self, document_id: str) -> dict[str, Any]:
         """Delete a document and everything made of it; the receipt."""
         return self._json("DELETE", f"/documents/{document_id}")
+
+    def kes(self) -> list[dict[str, Any]]:
+        """The KEs that are registered, by name, newest version first."""
+        found: list[dict[str, Any]] = self._json("GET", "/kes")["kes"]
+        return found
+
+    def register_ke(self, directory: str, *, default: bool = False) -> dict[str, Any]:
+        """Register the KE in a directory on the server; {ke, created, warning}."""
+        return self._json("POST", "/kes", json={"directory": directory, "default": default})
+
+    def set_default_ke(self, ke_id: str) -> dict[str, Any]:
+        """Make a KE the default for its base model; the KE."""
+        return self._json("PUT", f"/kes/{ke_id}/default")
+
+    def delete_ke(self, ke_id: str) -> dict[str, Any]:
+        """Delete a KE and every composite made of it; {ke_id, purged}."""
+        return self._json("DELETE", f"/kes/{ke_id}")
 
     def events(self, document_id: str) -> Iterator[ServerEvent]:
         """What has happened to the document's job, then what happens, until the job is finished."""

@@ -85,7 +85,8 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
             max_model_len=settings.max_model_len,
             max_loras=settings.max_loras,
             max_cpu_loras=settings.max_cpu_loras,
-            max_lora_rank=settings.lora_rank,
+            # Composites have both ranks, and slots are as wide as the widest adapter.
+            max_lora_rank=settings.lora_rank + settings.ke_rank,
             kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
             dtype=settings.dtype,
         )
@@ -95,8 +96,11 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
 def make_state(
     settings: ServerSettings, records: Records, model: BaseModel, engine: Engine, tokenizer: Tokenizer
 ) -> AppState:
-    """What the HTTP application serves from."""
+    """What the HTTP application serves from. The KEs that come with the package are registered."""
+    from server.ke_keeper import register_shipped
     from server.state import AppState
+
+    register_shipped(records.registry.kes, model)
 
     return AppState(
         settings=settings,

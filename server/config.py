@@ -11,7 +11,7 @@ from pydantic import Field
 from km_registry.base_model import EMBEDDED
 from km_registry.config import RegistrySettings
 from server.intake.limits import IntakeLimits
-from server.modes import AutoPolicy, Mode
+from server.modes import AutoKE, AutoPolicy, Mode
 
 
 class ServerSettings(RegistrySettings):
@@ -84,6 +84,19 @@ class ServerSettings(RegistrySettings):
     auto_untrained: Literal["rag", "icl"] = Field(
         "rag", description="what mode auto is for a document whose KM is not trained"
     )
+    auto_ke: AutoKE | None = Field(
+        None,
+        description="when mode auto has the default KE applied, if there is one: never, with_km or always; "
+        "always, unless another setting measured better for the base model",
+    )
+    composite_cache_mb: int = Field(
+        4096, ge=1, description="disk for composites of KMs and KEs, in MiB; those used last are kept"
+    )
+    compose_ahead: bool = Field(
+        False,
+        description="make a KM's composite with the default KE when the KM is published, not at its first "
+        "question",
+    )
     passage_cache_mb: int = Field(256, ge=1, description="memory for indexes of passages, in MiB")
     retrieval_patience_s: float = Field(
         20.0, gt=0, description="longest that a question waits for its document's passages, in seconds"
@@ -127,7 +140,8 @@ class ServerSettings(RegistrySettings):
     def auto_policy(self) -> AutoPolicy:
         """What mode auto becomes."""
         trained = self.auto_trained or _shipped_with(self.base_model).auto_trained
-        return AutoPolicy(Mode(trained), Mode(self.auto_untrained))
+        ke = self.auto_ke or _shipped_with(self.base_model).auto_ke
+        return AutoPolicy(Mode(trained), Mode(self.auto_untrained), ke)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +151,7 @@ class _Shipped:
     passage_tokens: int
     passages_per_answer: int
     auto_trained: str
+    auto_ke: AutoKE = AutoKE.ALWAYS
 
 
 #: A small model reads short contexts better: of 20 questions it got 12 right with its KM and two passages of

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import Document, Principal, Receipt
+from server.composites import Composites
 from server.engine.base import Engine
 from server.errors import DeletionPendingError
 from server.in_flight import InFlight
@@ -31,6 +32,7 @@ class Deletions:
         in_flight: InFlight,
         replacements: Replacements,
         retriever: Retriever,
+        composites: Composites,
     ) -> None:
         self._registry = registry
         self._queue = queue
@@ -38,6 +40,7 @@ class Deletions:
         self._in_flight = in_flight
         self._replacements = replacements
         self._retriever = retriever
+        self._composites = composites
         self._running: dict[str, asyncio.Task[Receipt]] = {}
 
     async def forget(self, principal: Principal, document_id: str) -> Receipt:
@@ -108,5 +111,8 @@ class Deletions:
             await run_in_threadpool(self._queue.stop, job.id)
 
     async def _evict(self, document_id: str) -> list[str]:
-        kms = await run_in_threadpool(self._registry.all_kms_of, document_id)
-        return [km.id for km in kms if await self._engine.evict(adapter_of(km))]
+        evicted = []
+        for km in await run_in_threadpool(self._registry.all_kms_of, document_id):
+            evicted += await self._composites.evict_km(km)
+            evicted += [km.id] if await self._engine.evict(adapter_of(km)) else []
+        return evicted

@@ -58,6 +58,16 @@ class InvalidRecipeError(InvalidRequestError):
     """The recipe cannot work on this server."""
 
 
+class UnknownKEError(RequestRefusedError):
+    """There is no such KE."""
+
+
+class NoKEError(ConflictError):
+    """No KE is registered."""
+
+    param = "ke"
+
+
 class PromptTooLongError(RequestRefusedError):
     """The prompt is longer than the model reads."""
 

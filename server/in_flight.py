@@ -45,6 +45,11 @@ class InFlight:
         if count is not None:
             await count.none_left.wait()
 
+    async def drain_all(self) -> None:
+        """Wait for every answer of any document that is in flight now."""
+        for document_id in list(self._counts):
+            await self.drain(document_id)
+
     def __len__(self) -> int:
         """How many documents are being asked."""
         return len(self._counts)

@@ -10,7 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from km_registry.jobs import JobQueue, reconcile
 from km_registry.registry import Registry
+from server.composing_ahead import ComposingAhead
 from server.deletion import Deletions
+from server.ke_keeper import KEKeeper
 from server.redis_private import PrivateRedis, RedisUnavailableError
 from server.replacing import Replacements
 
@@ -21,12 +23,18 @@ CHECK_EVERY_S = 5.0
 
 
 async def keep_reconciled(
-    registry: Registry, queue: JobQueue, deletions: Deletions, *, every_s: float = RECONCILE_EVERY_S
+    registry: Registry,
+    queue: JobQueue,
+    deletions: Deletions,
+    kes: KEKeeper,
+    *,
+    every_s: float = RECONCILE_EVERY_S,
 ) -> None:
     """Take up again what a crash or an outage interrupted: deletions first, then jobs."""
     while True:
         try:
             await deletions.resume()
+            await kes.resume()
             count = await asyncio.to_thread(reconcile, registry, queue)
         except (RedisError, SQLAlchemyError) as error:
             _log.warning("not reconciled; will try again", error=str(error))
@@ -43,6 +51,16 @@ async def keep_replaced(replacements: Replacements, *, every_s: float = CHECK_EV
             await replacements.resume()
         except SQLAlchemyError as error:
             _log.warning("superseded KMs not looked for; will try again", error=str(error))
+        await asyncio.sleep(every_s)
+
+
+async def keep_composed(ahead: ComposingAhead, *, every_s: float = CHECK_EVERY_S) -> None:
+    """Make composites of new KMs: a worker publishes without telling us."""
+    while True:
+        try:
+            await ahead.compose()
+        except SQLAlchemyError as error:
+            _log.warning("new KMs not looked for; will try again", error=str(error))
         await asyncio.sleep(every_s)
 
 

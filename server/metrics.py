@@ -11,6 +11,7 @@ from server.engine.base import EngineStatus
 from server.engine_metrics import EngineCollector
 
 _MILLISECONDS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, float("inf"))
+_COMPOSE_SECONDS = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, float("inf"))
 
 
 class Metrics:
@@ -44,6 +45,16 @@ class Metrics:
             ("mode", "kind"),
             registry=self.registry,
         )
+        self._compose_seconds = Histogram(
+            "km_compose_seconds",
+            "Time to make a composite of a KM and a KE.",
+            buckets=_COMPOSE_SECONDS,
+            registry=self.registry,
+        )
+        self._composites = Gauge("km_composites", "Composites that are kept.", registry=self.registry)
+        self._composite_bytes = Gauge(
+            "km_composite_cache_bytes", "What composites take on disk.", registry=self.registry
+        )
         self._documents = Gauge("km_documents", "Documents that are kept.", registry=self.registry)
         self._engine = EngineCollector()
         self.registry.register(self._engine)
@@ -65,6 +76,15 @@ class Metrics:
         """Count the tokens of one answer or completion."""
         self._tokens.labels(mode, "prompt").inc(prompt)
         self._tokens.labels(mode, "completion").inc(completion)
+
+    def composed(self, seconds: float) -> None:
+        """Count one composite that was made, and its time."""
+        self._compose_seconds.observe(seconds)
+
+    def composites(self, count: int, size_bytes: int) -> None:
+        """Set how many composites there are now, and what they take on disk."""
+        self._composites.set(count)
+        self._composite_bytes.set(size_bytes)
 
     def kept(self, documents: int, jobs: Mapping[JobState, int]) -> None:
         """Set how many documents there are now, and how many jobs in each state."""

@@ -47,12 +47,25 @@ class Choice:
         )
 
 
+class AutoKE(StrEnum):
+    """When mode `auto` has the default KE applied, if there is one."""
+
+    NEVER = "never"
+    WITH_KM = "with_km"
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True, slots=True)
 class AutoPolicy:
-    """What `auto` becomes for a document with a KM and for one without."""
+    """What `auto` becomes for a document with a KM and for one without, and whether a KE joins in."""
 
     trained: Mode
     untrained: Mode
+    ke: AutoKE = AutoKE.ALWAYS
+
+    def wants_ke(self, mode: Mode) -> bool:
+        """Whether the default KE joins in when `auto` has become this mode."""
+        return self.ke is AutoKE.ALWAYS or (self.ke is AutoKE.WITH_KM and mode.uses_km)
 
     def choose(self, *, no_km: str | None) -> Choice:
         """The choice; `no_km` says why there is no KM, None that there is one."""

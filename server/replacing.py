@@ -13,6 +13,7 @@ from km_registry.errors import ConflictError
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import JobState, Superseded
+from server.composites import Composites
 from server.engine.base import Engine, EngineUnavailableError
 from server.in_flight import InFlight
 from server.kms import adapter_of
@@ -29,11 +30,19 @@ class Replacements:
     The registry says what is left to do, so that a replacement goes on after a restart.
     """
 
-    def __init__(self, registry: Registry, queue: JobQueue, engine: Engine, in_flight: InFlight) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        queue: JobQueue,
+        engine: Engine,
+        in_flight: InFlight,
+        composites: Composites,
+    ) -> None:
         self._registry = registry
         self._queue = queue
         self._engine = engine
         self._in_flight = in_flight
+        self._composites = composites
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, document_id: str) -> None:
@@ -78,7 +87,10 @@ class Replacements:
         await run_in_threadpool(self._stop_training, gone)
         # Every answer that began with the former text or KM. Later ones find the newer.
         await self._in_flight.drain(gone.document_id)
-        evicted = [km.id for km in gone.kms if await self._engine.evict(adapter_of(km))]
+        evicted = []
+        for km in gone.kms:
+            evicted += await self._composites.evict_km(km)
+            evicted += [km.id] if await self._engine.evict(adapter_of(km)) else []
         await run_in_threadpool(self._registry.purge_superseded, gone)
         _log.info(
             "superseded purged", document_id=gone.document_id, versions=list(gone.versions), evicted=evicted

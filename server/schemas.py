@@ -12,6 +12,7 @@ from server.retrieval.embedding import RetrievalState
 
 DOCUMENT_ID = "doc_7f3kq2"
 KM_ID = "km_9c1d4e"
+KE_ID = "ke_3h5t2w"
 _TIME = "2026-01-31T12:00:00Z"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from server.modes import Mode
-from server.schemas import DOCUMENT_ID, KM_ID, Input, Output
+from server.schemas import DOCUMENT_ID, KE_ID, KM_ID, Input, Output
 
 #: Most passages that may be asked for.
 MAX_PASSAGES = 64
@@ -41,6 +41,15 @@ class QuestionIn(Input):
         description="how many passages; with `rag`, `km+rag` and `auto` only. The server's settings say how "
         "many it takes without it",
         examples=[2],
+    )
+    ke: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="which KE joins in, with the KM or, in modes without KM, alone: `none`, `default`, or "
+        "a KE's name or id (GET /kes). Without it, `auto` uses the default KE as the server's settings say, "
+        "and the other modes use none",
+        examples=["default"],
     )
     max_tokens: int = Field(
         64, ge=1, description="longest answer, in tokens; the settings' limit is 1024 by default"
@@ -78,13 +87,17 @@ class AnswerOut(Output):
     )
     document_id: str = Field(examples=[DOCUMENT_ID])
     km_id: str | None = Field(description="the KM that answered; null in the other modes", examples=[KM_ID])
+    ke_id: str | None = Field(description="the KE that joined in; null without one", examples=[KE_ID])
+    ke_name: str | None = Field(description="its name", examples=["answers"])
+    why_ke: str = Field(description="why it was this KE, or none", examples=["mode auto uses the default KE"])
     version: int = Field(description="version of the document that it was answered from", examples=[1])
     passages: list[PassageOut] = Field(
         description="what was retrieved, in the order of the prompt: the best one is last; empty in the "
         "modes without passages"
     )
     warning: str | None = Field(
-        description="what to beware of: the KM was trained for another prompt format", examples=[None]
+        description="what to beware of: the KM or the KE was trained for another prompt format",
+        examples=[None],
     )
     prompt_tokens: int = Field(examples=[28])
     completion_tokens: int = Field(examples=[4])

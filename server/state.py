@@ -20,6 +20,8 @@ from km_registry.types import Event
 from server.answering import Answerer
 from server.chatting import Chatter
 from server.completing import Completer
+from server.composing_ahead import ComposingAhead
+from server.composites import Composites
 from server.config import ServerSettings
 from server.deletion import Deletions
 from server.engine.base import Engine
@@ -28,6 +30,8 @@ from server.engine_keeper import EngineKeeper
 from server.generating import Generating
 from server.in_flight import InFlight
 from server.intake.intake import Intake
+from server.ke_keeper import KEKeeper
+from server.kes import KEs
 from server.kms import KMs
 from server.metrics import Metrics
 from server.model_names import Models
@@ -62,6 +66,10 @@ class AppState:
     guarded: GuardedEngine = field(init=False)
     engine_keeper: EngineKeeper = field(init=False)
     intake: Intake = field(init=False)
+    kes: KEs = field(init=False)
+    composites: Composites = field(init=False)
+    ke_keeper: KEKeeper = field(init=False)
+    composing_ahead: ComposingAhead = field(init=False)
     retriever: Retriever = field(init=False)
     answerer: Answerer = field(init=False)
     models: Models = field(init=False)
@@ -88,6 +96,14 @@ class AppState:
         )
         self.engine_keeper = EngineKeeper(self.engine, max_restarts=self.settings.engine_restarts)
         self.intake = Intake(self.settings.intake_limits)
+        self.kes = KEs(self.registry.kes, self.base_model, self.settings.auto_policy)
+        self.composites = Composites(
+            self.registry.kes.composites,
+            self.engine,
+            self.settings.composite_cache_mb * 2**20,
+            self.metrics,
+        )
+        self.ke_keeper = KEKeeper(self.registry, self.base_model, self.kes, self.in_flight, self.composites)
         self.retriever = Retriever(
             self.registry,
             self.load_embedder,
@@ -100,9 +116,12 @@ class AppState:
                 patience_s=self.settings.retrieval_patience_s,
             ),
         )
+        self.composing_ahead = ComposingAhead(self.registry, self.kes, self.composites, self.in_flight)
         self.answerer = Answerer(
             self.registry,
             kms,
+            self.kes,
+            self.composites,
             self.guarded,
             generating,
             self.tokenizer,
@@ -113,9 +132,17 @@ class AppState:
         self.models = Models(self.registry, kms, self.in_flight)
         self.completer = Completer(self.models, generating, self.engine, self.tokenizer)
         self.chatter = Chatter(self.models, generating, self.engine, self.tokenizer, self.settings)
-        self.replacements = Replacements(self.registry, self.queue, self.engine, self.in_flight)
+        self.replacements = Replacements(
+            self.registry, self.queue, self.engine, self.in_flight, self.composites
+        )
         self.deletions = Deletions(
-            self.registry, self.queue, self.engine, self.in_flight, self.replacements, self.retriever
+            self.registry,
+            self.queue,
+            self.engine,
+            self.in_flight,
+            self.replacements,
+            self.retriever,
+            self.composites,
         )
         self.recipe_limits = recipe_limits(
             self.settings, self.base_model, engine_tokens=self.settings.max_model_len

@@ -27,13 +27,11 @@ from server import composition, logs
 from server import ready_file as ready_files
 from server.composition import Records
 from server.config import ServerSettings
-from server.deletion import Deletions
 from server.engine.base import Engine
 from server.engine_keeper import EngineKeeper
 from server.http_server import HttpServer
-from server.keepers import keep_reconciled, keep_redis, keep_replaced
+from server.keepers import keep_composed, keep_reconciled, keep_redis, keep_replaced
 from server.redis_private import PrivateRedis, check
-from server.replacing import Replacements
 from server.stages import Stages
 from server.startup import ServeError, StoppedError, data_directory, listen, url_of
 from server.tokenizer import Tokenizer
@@ -41,6 +39,7 @@ from server.worker_process import WorkerProcess, descendants, end_at_once, kill
 
 if TYPE_CHECKING:
     from server.retrieval.retriever import Retriever
+    from server.state import AppState
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -87,8 +86,7 @@ class _Parts:
     engine_keeper: EngineKeeper
     worker: WorkerProcess
     http: HttpServer
-    deletions: Deletions
-    replacements: Replacements
+    state: AppState
 
 
 class Supervisor:
@@ -147,7 +145,7 @@ class Supervisor:
         with self._stages.stage("worker") as stage:
             await worker.start()
             stage.detail = f"process {worker.pid}"
-        return _Parts(records, state.engine_keeper, worker, http, state.deletions, state.replacements)
+        return _Parts(records, state.engine_keeper, worker, http, state)
 
     def _start_redis(self, stack: AsyncExitStack) -> str:
         """The URL of the Redis to use; a private one is started, not yet waited for."""
@@ -231,10 +229,12 @@ class Supervisor:
         records = parts.records
         work = [
             parts.worker.run(),
-            keep_reconciled(records.registry, records.queue, parts.deletions),
-            keep_replaced(parts.replacements),
+            keep_reconciled(records.registry, records.queue, parts.state.deletions, parts.state.ke_keeper),
+            keep_replaced(parts.state.replacements),
             parts.engine_keeper.run(),
         ]
+        if self._settings.compose_ahead:
+            work.append(keep_composed(parts.state.composing_ahead))
         if self._redis:
             work.append(keep_redis(self._redis))
         keepers = [asyncio.create_task(one) for one in work]

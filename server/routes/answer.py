@@ -35,6 +35,7 @@ async def answer(
         max_tokens=sent.max_tokens,
         temperature=sent.temperature,
         seed=sent.seed,
+        ke=sent.ke,
     )
     if sent.stream:
         return await streamed(request, state.answerer.stream(principal, question), _wire(state))

@@ -132,6 +132,7 @@ def test_help_names_every_command() -> None:
         "doctor",
         "backup",
         "restore",
+        "ke",
     ):
         assert f" {command} " in shown
 
@@ -316,6 +317,8 @@ def test_ask_leaves_the_mode_to_the_server_and_shows_what_it_read(api: FakeApi) 
         "answer": "At six.",
         "mode": "rag",
         "why": "the document's KM is not trained yet",
+        "ke_name": "answers",
+        "why_ke": "mode auto uses the default KE",
         "passages": [{"text": "It opens at six.", "score": 0.7312, "start": 3, "end": 19}],
         "warning": "Beware.",
     }
@@ -328,6 +331,7 @@ def test_ask_leaves_the_mode_to_the_server_and_shows_what_it_read(api: FakeApi) 
         "At six.",
         "",
         "rag: the document's KM is not trained yet",
+        "KE answers: mode auto uses the default KE",
         "",
         "[3-19, score 0.73]",
         "It opens at six.",

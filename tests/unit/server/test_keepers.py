@@ -49,10 +49,15 @@ async def test_reconciling_goes_on_after_an_outage(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(keepers, "reconcile", reconcile)
     deletions: Any = Deletions()
+    kes: Any = Deletions()
     with capture_logs() as logs:
-        await rounds(keepers.keep_reconciled(None, None, deletions, every_s=0.0), enough)  # type: ignore[arg-type]
+        await rounds(
+            keepers.keep_reconciled(None, None, deletions, kes, every_s=0.0),  # type: ignore[arg-type]
+            enough,
+        )
 
     assert deletions.resumed >= 3
+    assert kes.resumed >= 3
     assert [entry["event"] for entry in logs] == ["not reconciled; will try again", "jobs enqueued again"]
 
 

@@ -1,0 +1,203 @@
+"""Composites at serving: made when first needed, kept within a bound, never removed under an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from starlette.concurrency import run_in_threadpool
+
+from km_registry import composites
+from km_registry.compose import compose
+from km_registry.types import KE, KM
+from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError
+from server.kms import adapter_of
+from server.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+#: The engine's ids of composites begin here, and those of KMs, which the database counts from 1, end before.
+FIRST_ENGINE_ID = 2**30
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A composite on disk. The engine gets to know it when it is first used.
+
+    A `broken` one could not be loaded: it is removed, so that the next answer has it made anew.
+    """
+
+    path: Path
+    size: int
+    adapter: Adapter | None = None
+    users: int = 0
+    broken: bool = False
+
+
+class Composites:
+    """The composites of one server. All methods belong to one event loop.
+
+    A composite that was removed and made again is another adapter for the engine: names and ids are never
+    used twice.
+    """
+
+    def __init__(self, root: Path, engine: Engine, max_bytes: int, metrics: Metrics) -> None:
+        self._root = root
+        self._engine = engine
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._engine_ids = itertools.count(FIRST_ENGINE_ID)
+        self._making: dict[Path, asyncio.Task[None]] = {}
+        self._leaving: dict[Path, asyncio.Task[None]] = {}
+        self._kept: OrderedDict[Path, _Kept] = OrderedDict()
+        composites.remove_unfinished(root)
+        for path in composites.all_composites(root):
+            self._kept[path] = _Kept(path, _size(path))
+        self._report()
+
+    @property
+    def bytes(self) -> int:
+        """What all of them take on disk."""
+        return sum(kept.size for kept in self._kept.values())
+
+    @asynccontextmanager
+    async def using(self, ke: KE, km: KM | None) -> AsyncIterator[Adapter]:
+        """The composite of the two, or the KE alone, for as long as the block runs. Made if need be.
+
+        ArtifactError when the two do not fit, or their files are damaged.
+        """
+        path = composites.composite_dir(self._root, ke, km)
+        while (kept := self._kept.get(path)) is None:
+            await self._made(path, ke, km)
+        if kept.adapter is None:
+            engine_id = next(self._engine_ids)
+            kept.adapter = Adapter(f"{path.name.partition('.')[2]}-{engine_id}", engine_id, path)
+        self._kept.move_to_end(path)
+        os.utime(path)  # the order outlives a restart
+        kept.users += 1
+        try:
+            yield kept.adapter
+        except AdapterLoadError:
+            kept.broken = True
+            raise
+        finally:
+            kept.users -= 1
+            self._make_room()
+
+    @asynccontextmanager
+    async def plugged(self, km: KM | None, ke: KE | None) -> AsyncIterator[Adapter | None]:
+        """What the engine must be given for an answer with these, for as long as the block runs."""
+        if ke is None:
+            yield adapter_of(km) if km else None
+        else:
+            async with self.using(ke, km) as adapter:
+                yield adapter
+
+    async def prepare(self, ke: KE, km: KM) -> bool:
+        """Make the composite unless it is there; whether it had to be made."""
+        path = composites.composite_dir(self._root, ke, km)
+        if path in self._kept:
+            return False
+        await self._made(path, ke, km)
+        self._make_room()
+        return True
+
+    async def evict_km(self, km: KM) -> list[str]:
+        """Have the engine let go of all composites of a KM; names of those that were in it.
+
+        Their files may be removed then. Nobody may be using them, or begin to.
+        """
+        return await self._evict([path for path in self._known() if path.parent.name == km.id])
+
+    async def evict_ke(self, ke: KE) -> list[str]:
+        """The same for all composites of a KE, and what serves it alone."""
+        return await self._evict([path for path in self._known() if path.name.startswith(f"{ke.id}.")])
+
+    async def settled(self) -> None:
+        """Wait for what is being made and removed."""
+        if tasks := [*self._making.values(), *self._leaving.values()]:
+            await asyncio.wait(tasks)
+
+    # --- making ----------------------------------------------------------------------------------------
+
+    async def _made(self, path: Path, ke: KE, km: KM | None) -> None:
+        """Wait until it is there. Whoever asks first makes it, and the others wait for the same."""
+        if leaving := self._leaving.get(path):
+            await asyncio.wait([leaving])
+        task = self._making.get(path)
+        if task is None:
+            task = asyncio.create_task(self._make(path, ke, km), name=f"compose {path.name}")
+            self._making[path] = task
+            task.add_done_callback(lambda done: self._ended(self._making, path, done))
+        # Whoever asked may go away; it is made for the next one then.
+        await asyncio.shield(task)
+
+    async def _make(self, path: Path, ke: KE, km: KM | None) -> None:
+        began = time.perf_counter()
+        size = await run_in_threadpool(compose, Path(ke.path), path, km=Path(km.path) if km else None)
+        self._metrics.composed(time.perf_counter() - began)
+        self._kept[path] = _Kept(path, size)
+        self._report()
+
+    # --- letting go ------------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Remove what was used longest ago while there is more than the bound, but nothing in use."""
+        over = self.bytes - self._max_bytes
+        for kept in [one for one in self._kept.values() if not one.users]:
+            if over > 0 or kept.broken:
+                over -= kept.size
+                self._remove(kept)
+
+    def _remove(self, kept: _Kept) -> None:
+        del self._kept[kept.path]
+        task = asyncio.create_task(self._removed(kept), name=f"remove {kept.path.name}")
+        self._leaving[kept.path] = task
+        task.add_done_callback(lambda done: self._ended(self._leaving, kept.path, done))
+
+    async def _removed(self, kept: _Kept) -> None:
+        try:
+            if kept.adapter is not None:
+                await self._engine.evict(kept.adapter)
+        except EngineUnavailableError:
+            # It may hold the files still; they are looked at again at the next start.
+            _log.warning("composite kept: the engine is not there", composite=kept.path.name)
+            return
+        await run_in_threadpool(composites.remove, kept.path)
+        self._report()
+
+    async def _evict(self, paths: list[Path]) -> list[str]:
+        evicted = []
+        for path in paths:
+            for task in (self._making.get(path), self._leaving.get(path)):
+                if task is not None:
+                    await asyncio.wait([task])
+            kept = self._kept.get(path)
+            if kept is not None and kept.adapter is not None and await self._engine.evict(kept.adapter):
+                evicted.append(kept.adapter.name)
+            self._kept.pop(path, None)
+        self._report()
+        return evicted
+
+    def _ended(self, tasks: dict[Path, asyncio.Task[None]], path: Path, task: asyncio.Task[None]) -> None:
+        del tasks[path]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("composite not made or removed", composite=path.name, error=type(error).__name__)
+
+    def _known(self) -> list[Path]:
+        return [*self._kept, *self._making, *self._leaving]
+
+    def _report(self) -> None:
+        self._metrics.composites(len(self._kept), self.bytes)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in os.scandir(path) if file.is_file())
