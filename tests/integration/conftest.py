@@ -101,7 +101,8 @@ async def engine(embedded_model: Path) -> AsyncIterator[VllmEngine]:
     config = EngineConfig(
         model=embedded_model,
         max_loras=4,
-        max_lora_rank=12,
+        # Wider than the adapters, as where composites are served beside KMs; rounded up to 32.
+        max_lora_rank=28,
         max_model_len=1024,
         kv_cache_bytes=256 * 2**20,
         max_num_seqs=16,
