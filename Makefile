@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 
-.PHONY: help setup demo serve test lint format bench bench-retrieval bench-train
+.PHONY: help setup demo serve test lint format bench bench-compose bench-retrieval bench-train
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -31,6 +31,9 @@ format: setup  ## let ruff format and mend
 
 bench: setup  ## measure the demo; the last result is kept in benchmarks/results
 	@$(PY) -m benchmarks.demo
+
+bench-compose: setup  ## what a composite of KM and KE costs to make and to serve, and how exact it is
+	@$(PY) -m benchmarks.compose
 
 bench-retrieval: setup  ## how long an index takes, and what passages add to an answer
 	@$(PY) -m benchmarks.retrieval
