@@ -1,4 +1,5 @@
-"""What `model` names on the OpenAI-compatible routes: the base model, or a KM by its or its document's id."""
+"""What `model` names on the OpenAI-compatible routes: the base model, or a KM by its or its document's id;
+with a KE if one is named too."""
 
 from __future__ import annotations
 
@@ -10,18 +11,22 @@ from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import NotFoundError
 from km_registry.registry import Registry
-from km_registry.types import Action, Principal
+from km_registry.types import KM, Action, Principal
 from server.answering import version_salt
 from server.callers import Caller, InternalService
+from server.composites import Composites
 from server.engine.base import PRIORITY_SYNTHESIS, PRIORITY_USER, Adapter
 from server.errors import ForbiddenError
 from server.in_flight import InFlight
-from server.kms import KMs, adapter_of
+from server.kes import KEs
+from server.kms import KMs
 from server.modes import Mode
 from server.schemas_openai import ModelOut
 
 #: The name under which the base model without a KM is asked.
 BASE = "base"
+#: Before the name or id of the KE that joins in.
+WITH_KE = "+"
 #: What metrics call the trainer's texts, beside the modes.
 SYNTHESIS = "synthesis"
 
@@ -43,9 +48,13 @@ class Asked:
 class Models:
     """Finds what `model` names, for callers who may use it."""
 
-    def __init__(self, registry: Registry, kms: KMs, in_flight: InFlight) -> None:
+    def __init__(
+        self, registry: Registry, kms: KMs, kes: KEs, composites: Composites, in_flight: InFlight
+    ) -> None:
         self._registry = registry
         self._kms = kms
+        self._kes = kes
+        self._composites = composites
         self._in_flight = in_flight
 
     @asynccontextmanager
@@ -55,17 +64,23 @@ class Models:
         Raises:
             NotFoundError: nothing that the caller may use.
             NotTrainedError: the document has no KM yet.
+            UnknownKEError, NoKEError: there is no such KE.
             ForbiddenError: the internal key asks for more than the base model.
         """
-        document_id = await self._document_id(caller, model)
+        name, _, ke = model.partition(WITH_KE)
+        document_id = await self._document_id(caller, model if isinstance(caller, InternalService) else name)
         if isinstance(caller, InternalService):
             yield Asked(SYNTHESIS, None, PRIORITY_SYNTHESIS, SYNTHESIS, None)
-        elif document_id is None:
-            yield Asked(Mode.BASE, None, PRIORITY_USER, caller.user_id, caller.user_id)
-        else:
-            # Counted before it is asked whether it may be read: see InFlight.
-            with self._in_flight.answering(document_id):
-                yield await self._km(caller, model, document_id)
+            return
+        # Counted before it is asked whether it may be read: see InFlight.
+        with self._in_flight.answering(document_id or BASE):
+            km = await self._km(caller, name, document_id) if document_id else None
+            mode, salt = Mode.BASE, caller.user_id
+            if km is not None:
+                mode, salt = Mode.KM, version_salt(km.document_id, km.version)
+            choice = await run_in_threadpool(self._kes.choose, ke or None, mode, auto=False)
+            async with self._composites.plugged(km, choice.ke) as adapter:
+                yield Asked(mode, adapter, PRIORITY_USER, salt, caller.user_id)
 
     def of(self, principal: Principal) -> list[ModelOut]:
         """What the principal may name as `model`. Blocking."""
@@ -94,11 +109,10 @@ class Models:
             return model
         return (await run_in_threadpool(self.one, caller, model)).document_id
 
-    async def _km(self, principal: Principal, model: str, document_id: str) -> Asked:
+    async def _km(self, principal: Principal, model: str, document_id: str) -> KM:
         await run_in_threadpool(self._registry.get_document, principal, document_id, Action.ASK)
         km = await run_in_threadpool(self._kms.of, document_id)
         if model.startswith("km_") and km.id != model:
             # A newer one has taken its place in this very moment.
             raise NotFoundError
-        salt = version_salt(document_id, km.version)
-        return Asked(Mode.KM, adapter_of(km), PRIORITY_USER, salt, principal.user_id)
+        return km

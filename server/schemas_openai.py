@@ -36,7 +36,11 @@ class GenerationIn(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str = Field(description="`base`, a document's id (its KM), or a KM's id", examples=["base"])
+    model: str = Field(
+        description="`base`, a document's id (its KM), or a KM's id; with `+default`, or `+` and a KE's name or "
+        "id, after it that KE joins in",
+        examples=["base", "doc_7f3kq2+default"],
+    )
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)

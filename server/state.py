@@ -129,7 +129,7 @@ class AppState:
             self.in_flight,
             self.retriever,
         )
-        self.models = Models(self.registry, kms, self.in_flight)
+        self.models = Models(self.registry, kms, self.kes, self.composites, self.in_flight)
         self.completer = Completer(self.models, generating, self.engine, self.tokenizer)
         self.chatter = Chatter(self.models, generating, self.engine, self.tokenizer, self.settings)
         self.replacements = Replacements(

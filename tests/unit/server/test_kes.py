@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx import AsyncClient
 
 from km_registry.base_model import BaseModel
 from km_registry.registry import Registry
@@ -182,6 +183,41 @@ async def test_another_prompt_format_is_warned_of(
     train(registry, document_id, ada.principal)
     told = await answer(ada, document_id, mode="km", ke="answers")
     assert "The KE answers was trained for the prompt format chat-v0" in told["warning"]
+
+
+# --- on the OpenAI-compatible routes
+
+
+async def completed(someone: Someone, model: str) -> Any:
+    sent = {"model": model, "prompt": "It opens at", "max_tokens": 4}
+    return await someone.http.post("/v1/completions", json=sent)
+
+
+async def test_a_model_may_name_a_ke(
+    ada: Someone, registry: Registry, engine: ScriptedEngine, ke: KE, default: KE
+) -> None:
+    document_id = await ada.upload()
+    km = train(registry, document_id, ada.principal)
+    asked = [f"{document_id}+{ke.id}", f"{km.id}+answers", f"{document_id}+default", f"base+{ke.id}"]
+    for model in asked:
+        response = await completed(ada, model)
+        assert response.status_code == 200, response.text
+        assert response.json()["model"] == model
+    paths = [request.adapter.path for request in engine.requests if request.adapter]
+    assert paths[0] == paths[1]
+    assert [path.parent.name for path in paths] == [km.id, km.id, km.id, "alone"]
+    assert [path.name.partition(".")[0] for path in paths] == [ke.id, ke.id, default.id, ke.id]
+
+
+async def test_a_model_with_a_ke_that_is_not_there_is_refused(ada: Someone, bob: Someone, ke: KE) -> None:
+    assert error_of(await completed(ada, "base+nobody"), 404)["code"] == "ke_not_found"
+    document_id = await ada.upload()
+    assert error_of(await completed(bob, f"{document_id}+answers"), 404)["code"] in ("not_found", None)
+
+
+async def test_the_trainer_asks_no_ke(trainer: AsyncClient, ke: KE) -> None:
+    sent = {"model": "base+answers", "prompt": "It", "max_tokens": 1}
+    error_of(await trainer.post("/v1/completions", json=sent), 403)
 
 
 # --- over HTTP
