@@ -6,12 +6,22 @@ from __future__ import annotations
 class KMError(Exception):
     """Something in KM Server went wrong."""
 
-    def __init__(self, message: str | None = None) -> None:
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
+        #: The field that is to be changed, where there is one.
+        self.param = param
 
 
 class NotFoundError(KMError):
     """There is no such thing, or it is not yours."""
+
+
+class NotAllowedError(KMError):
+    """This needs an administrator's API key."""
+
+
+class InvalidValueError(KMError):
+    """A value cannot be taken as it is."""
 
 
 class InvalidDocumentError(KMError):

@@ -14,7 +14,8 @@ from typing import Any, Self
 from km_registry.config import RegistrySettings
 from km_registry.events import Notifier, NullNotifier
 from km_registry.ke_records import KERecords
-from km_registry.store import deletion, documents, jobs, publishing, runs, users, versions
+from km_registry.people import People
+from km_registry.store import deletion, documents, jobs, keys, publishing, runs, users, versions
 from km_registry.store.store import Store
 from km_registry.types import (
     KM,
@@ -41,6 +42,8 @@ class Registry:
         self._store = store
         #: The KEs, and where their composites with KMs lie.
         self.kes = KERecords(store)
+        #: Users, groups, keys, grants and the audit log.
+        self.people = People(store)
 
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:
@@ -70,11 +73,11 @@ class Registry:
 
     def create_user(self, name: str, *, is_admin: bool = False) -> tuple[User, str]:
         """A new user and their API key's secret, of which only the SHA-256 is kept."""
-        return users.create_user(self._store, name, is_admin=is_admin)
+        return users.create_user(self._store, None, name, is_admin=is_admin)
 
     def authenticate(self, secret: str) -> Principal | None:
         """The principal whose secret this is."""
-        return users.authenticate(self._store, secret)
+        return keys.authenticate(self._store, secret)
 
     # Documents
 
@@ -95,8 +98,8 @@ class Registry:
     def list_documents(
         self, principal: Principal, *, limit: int = 100, before: str | None = None
     ) -> list[Document]:
-        """The principal's documents, newest first; `before` is the last id of the page before."""
-        return documents.list_own(self._store, principal, limit, before)
+        """The documents that the principal may read, newest first; `before` is the page before's last id."""
+        return documents.list_visible(self._store, principal, limit, before)
 
     def update_document(
         self,
@@ -140,8 +143,8 @@ class Registry:
         return documents.all_kms_of(self._store, document_id)
 
     def kms_of(self, principal: Principal) -> list[KM]:
-        """The KM that answers for every document that the principal owns, newest first."""
-        return documents.kms_of_owner(self._store, principal)
+        """The KM that answers for every document that the principal may ask, newest first."""
+        return documents.visible_kms(self._store, principal)
 
     def kms_after(self, engine_id: int) -> list[KM]:
         """The KMs that answer now and were published after the one of that engine id, oldest first."""
@@ -198,7 +201,7 @@ class Registry:
         return deletion.complete(self._store, document_id, purged)
 
     def receipt(self, principal: Principal, document_id: str) -> Receipt:
-        """The receipt of a completed deletion, for the document's former owner."""
+        """The receipt of a completed deletion, for its uploader and for who deleted it."""
         return deletion.receipt_of(self._store, principal, document_id)
 
     def pending_deletions(self) -> list[Document]:

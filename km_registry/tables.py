@@ -2,91 +2,42 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import JSON, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
 
-_SHA256 = String(64)
+from km_registry.tables_access import ApiKeyRow, AuditRow, GrantRow, GroupRow, MembershipRow, UserRow
+from km_registry.tables_base import ID as _ID
+from km_registry.tables_base import SHA256 as _SHA256
+from km_registry.tables_base import Base, UtcDateTime
 
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, timezone-aware and in UTC on both sides; SQLite would forget the zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Store UTC; a naive moment is a programming error."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a naive datetime cannot be stored: give it a timezone, as in datetime.now(UTC)")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Read UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Identifier(TypeDecorator[str]):
-    """An id of ours. Clients send what they like for one; what no id can be finds no row, and is no error."""
-
-    impl = String(32)
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """PostgreSQL refuses text with a NUL; such an id is like none."""
-        return "" if value is not None and "\0" in value else value
-
-
-_ID = Identifier
-
-
-class Base(DeclarativeBase):
-    """Common to all tables: constraint names that migrations can refer to on every database."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
-class UserRow(Base):
-    """A user."""
-
-    __tablename__ = "users"
-
-    id: Mapped[str] = mapped_column(_ID, primary_key=True)
-    name: Mapped[str] = mapped_column(String(300))
-    is_admin: Mapped[bool]
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class ApiKeyRow(Base):
-    """An API key, known only by its SHA-256."""
-
-    __tablename__ = "api_keys"
-
-    sha256: Mapped[str] = mapped_column(_SHA256, primary_key=True)
-    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+__all__ = [
+    "ApiKeyRow",
+    "AuditRow",
+    "Base",
+    "DocumentRow",
+    "DocumentVersionRow",
+    "EventRow",
+    "GrantRow",
+    "GroupRow",
+    "JobRow",
+    "KERow",
+    "KMRow",
+    "MembershipRow",
+    "ReceiptRow",
+    "UserRow",
+    "UtcDateTime",
+]
 
 
 class DocumentRow(Base):
     """A document; a tombstoned one has `deleted_at` and is kept until its receipt is written.
 
     `sequence` orders documents, since clocks may stand still or step back. `purged` adds up what was purged.
-    Title, sha256 and size are those of the newest version, whose number is `version`.
+    `owner_id` is who uploaded it and answers for its size; who may do what is in the grants. Title, sha256
+    and size are those of the newest version, whose number is `version`.
     """
 
     __tablename__ = "documents"
@@ -113,6 +64,7 @@ class DocumentRow(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     purged: Mapped[dict[str, Any]] = mapped_column(JSON)
     version: Mapped[int] = mapped_column(server_default="1")
+    deleted_by: Mapped[str | None] = mapped_column(_ID)
 
 
 class DocumentVersionRow(Base):
@@ -243,7 +195,8 @@ class EventRow(Base):
 
 
 class ReceiptRow(Base):
-    """Proof of a deletion. Refers to no document row, since that is gone."""
+    """Proof of a deletion. Refers to no document row, since that is gone; `requested_by` may be an id that is
+    gone as well."""
 
     __tablename__ = "receipts"
 
@@ -252,3 +205,4 @@ class ReceiptRow(Base):
     requested_at: Mapped[datetime] = mapped_column(UtcDateTime)
     completed_at: Mapped[datetime] = mapped_column(UtcDateTime)
     purged: Mapped[dict[str, Any]] = mapped_column(JSON)
+    requested_by: Mapped[str | None] = mapped_column(_ID)

@@ -16,6 +16,14 @@ class Action(StrEnum):
     TRAIN = "train"
     UPDATE = "update"
     DELETE = "delete"
+    SHARE = "share"
+
+
+class Role(StrEnum):
+    """What a principal holds on a document."""
+
+    OWNER = "owner"
+    READER = "reader"
 
 
 class JobState(StrEnum):
@@ -51,6 +59,7 @@ class Principal:
 
     user_id: str
     is_admin: bool = False
+    key_id: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,66 @@ class User:
     name: str
     is_admin: bool
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Users that are granted roles together; `grp_…`."""
+
+    id: str
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A user's key, without its secret; `key_…`. `last_used_at` is right to a minute."""
+
+    id: str
+    user_id: str
+    name: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A role that a principal, a user (`usr_…`) or a group (`grp_…`), holds on a document."""
+
+    document_id: str
+    principal_id: str
+    name: str
+    role: Role
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What something that goes on, like a stream, rests on: who does what, by which key, with which document.
+
+    Without a document it rests on the key alone.
+    """
+
+    principal: Principal
+    key_id: str | None
+    action: Action
+    document_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who did or tried what, on which id, when. `other_id` is the second one concerned, as in a grant."""
+
+    id: int
+    at: datetime
+    actor_id: str | None
+    key_id: str | None
+    action: str
+    target_id: str | None
+    other_id: str | None
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)

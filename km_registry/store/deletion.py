@@ -10,12 +10,13 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from km_registry.access import may
 from km_registry.artifacts import purge_dir
 from km_registry.composites import forget_kms
 from km_registry.errors import ConflictError, NotFoundError
+from km_registry.store import audit
+from km_registry.store.access import require
 from km_registry.store.jobs import cancel_unfinished
-from km_registry.store.rows import add_purged, as_document, as_receipt, live_document
+from km_registry.store.rows import add_purged, as_document, as_receipt
 from km_registry.store.store import Store, now
 from km_registry.tables import DocumentRow, DocumentVersionRow, EventRow, JobRow, KMRow, ReceiptRow
 from km_registry.types import Action, Document, Principal, Receipt
@@ -26,15 +27,16 @@ _TABLES = (("kms", KMRow), ("events", EventRow), ("jobs", JobRow), ("versions", 
 
 def tombstone(store: Store, principal: Principal, document_id: str) -> Document:
     """Take the document away from everybody and cancel its unfinished job, in one transaction."""
-    with store.transaction() as transaction:
+    with (
+        audit.refusals(store, principal, "document.delete", document_id),
+        store.transaction() as transaction,
+    ):
         session = transaction.session
-        row = live_document(session, document_id, lock=True)
-        document = as_document(row)
-        if not may(principal, Action.DELETE, document):
-            raise NotFoundError
-        row.deleted_at = now()
+        row = require(session, principal, Action.DELETE, document_id, lock=True)
+        row.deleted_at, row.deleted_by = now(), principal.user_id
         cancel_unfinished(transaction, document_id)
-    return document
+        audit.note(session, principal, "document.delete", document_id)
+        return as_document(row)
 
 
 def purge(store: Store, document_id: str) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def complete(store: Store, document_id: str, purged: dict[str, Any]) -> Receipt:
             requested_at=document.deleted_at,
             completed_at=now(),
             purged=purged,
+            requested_by=document.deleted_by,
         )
         session.add(receipt)
         session.delete(document)
@@ -88,10 +91,10 @@ def complete(store: Store, document_id: str, purged: dict[str, Any]) -> Receipt:
 
 
 def receipt_of(store: Store, principal: Principal, document_id: str) -> Receipt:
-    """The receipt, for whom the document belonged to."""
+    """The receipt, for who uploaded the document and who deleted it."""
     with store.database.reading() as session:
         row = session.get(ReceiptRow, document_id)
-        if row is None or row.owner_id != principal.user_id:
+        if row is None or principal.user_id not in (row.owner_id, row.requested_by):
             raise NotFoundError
         return as_receipt(row)
 

@@ -10,17 +10,18 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from km_registry.access import may
 from km_registry.artifacts import atomic_write, purge_dir
 from km_registry.errors import ArtifactError, NotFoundError
 from km_registry.ids import new_id
+from km_registry.store import audit
+from km_registry.store.access import require, visible_to
 from km_registry.store.content import Content, checked
 from km_registry.store.jobs import queue_job
 from km_registry.store.rows import as_document, as_job, as_km, as_version, find_job, latest_job, live_document
 from km_registry.store.store import Store, now
 from km_registry.store.versions import add_version
-from km_registry.tables import DocumentRow, DocumentVersionRow, JobRow, KMRow, UserRow
-from km_registry.types import KM, Action, Document, Job, JobState, Principal, Training
+from km_registry.tables import DocumentRow, DocumentVersionRow, GrantRow, JobRow, KMRow, UserRow
+from km_registry.types import KM, Action, Document, Job, JobState, Principal, Role, Training
 
 
 def add(
@@ -48,21 +49,28 @@ def add(
 
 
 def get(store: Store, principal: Principal, document_id: str, action: Action) -> Document:
-    """The document, if the principal may do this with it; NotFoundError otherwise, for whatever reason."""
-    with store.database.reading() as session:
-        document = as_document(live_document(session, document_id))
-    if not may(principal, action, document):
-        raise NotFoundError
+    """The document, if the principal may do this with it; NotFoundError otherwise, for whatever reason.
+
+    What reads its content is noted in the audit log, as is every refusal.
+    """
+    with (
+        audit.refusals(store, principal, f"document.{action}", document_id),
+        store.database.reading() as session,
+    ):
+        document = as_document(require(session, principal, action, document_id))
+    if action is Action.ASK:
+        with store.transaction() as transaction:
+            audit.note(transaction.session, principal, "document.ask", document_id)
     return document
 
 
-def list_own(store: Store, principal: Principal, limit: int, before: str | None) -> list[Document]:
-    """The principal's documents, newest first, those older than `before`."""
-    owned = DocumentRow.owner_id == principal.user_id
-    query = select(DocumentRow).where(owned, DocumentRow.deleted_at.is_(None))
+def list_visible(store: Store, principal: Principal, limit: int, before: str | None) -> list[Document]:
+    """The documents that the principal may read, newest first, those older than `before`."""
+    visible = visible_to(principal)
+    query = select(DocumentRow).where(visible, DocumentRow.deleted_at.is_(None))
     with store.database.reading() as session:
         if before is not None:
-            cursor = session.scalar(select(DocumentRow.sequence).where(DocumentRow.id == before, owned))
+            cursor = session.scalar(select(DocumentRow.sequence).where(DocumentRow.id == before, visible))
             if cursor is None:
                 raise NotFoundError(
                     f"there is no document {before} to list from; start from the newest again"
@@ -128,16 +136,16 @@ def of_job(store: Store, job_id: str) -> Document:
         return as_document(live_document(session, find_job(session, job_id).document_id))
 
 
-def kms_of_owner(store: Store, principal: Principal) -> list[KM]:
-    """The KM that answers for each document that the principal owns, newest first."""
-    owned = (
-        _answering(DocumentRow.owner_id == principal.user_id)
+def visible_kms(store: Store, principal: Principal) -> list[KM]:
+    """The KM that answers for each document that the principal may ask, newest first: every role may."""
+    visible = (
+        _answering(visible_to(principal))
         .join(DocumentRow, DocumentRow.id == KMRow.document_id)
         .where(DocumentRow.deleted_at.is_(None))
         .order_by(KMRow.engine_id.desc())
     )
     with store.database.reading() as session:
-        return [as_km(row, store.layout) for row in session.scalars(owned)]
+        return [as_km(row, store.layout) for row in session.scalars(visible)]
 
 
 def kms_after(store: Store, engine_id: int) -> list[KM]:
@@ -221,5 +229,11 @@ def _insert(
         session.add(row)
         session.flush()
         add_version(session, row)
+        session.add(
+            GrantRow(
+                document_id=document_id, user_id=row.owner_id, role=Role.OWNER, created_at=row.created_at
+            )
+        )
         job = queue_job(transaction, row, recipe)
+        audit.note(session, principal, "document.create", document_id)
         return as_document(row), job

@@ -11,11 +11,12 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from km_registry.access import may
 from km_registry.artifacts import purge_dir
-from km_registry.errors import ConflictError, NotFoundError, StaleAttemptError
+from km_registry.errors import ConflictError, StaleAttemptError
 from km_registry.ids import new_id
-from km_registry.store.rows import as_document, as_event, as_job, find_job, latest_job, live_document
+from km_registry.store import audit
+from km_registry.store.access import require
+from km_registry.store.rows import as_event, as_job, find_job, latest_job
 from km_registry.store.store import Store, Transaction, now
 from km_registry.tables import DocumentRow, EventRow, JobRow
 from km_registry.types import Action, Event, Job, JobState, Principal, Stage
@@ -61,10 +62,12 @@ def retrain(store: Store, principal: Principal, document_id: str, recipe: dict[s
     ConflictError while a job is unfinished.
     """
     try:
-        with _handing_over(store) as hand_over, store.transaction() as transaction:
-            document = live_document(transaction.session, document_id, lock=True)
-            if not may(principal, Action.TRAIN, as_document(document)):
-                raise NotFoundError
+        with (
+            audit.refusals(store, principal, "document.train", document_id),
+            _handing_over(store) as hand_over,
+            store.transaction() as transaction,
+        ):
+            document = require(transaction.session, principal, Action.TRAIN, document_id, lock=True)
             last = latest_job(transaction.session, document_id)
             if last.state == JobState.SUCCEEDED and recipe is None:
                 raise ConflictError("the document has its KM already; give a recipe to train it otherwise")
@@ -73,6 +76,7 @@ def retrain(store: Store, principal: Principal, document_id: str, recipe: dict[s
             job = queue_job(transaction, document, last.recipe if recipe is None else recipe)
             if last.version == job.version:
                 hand_over(last.id, job.id)
+            audit.note(transaction.session, principal, "document.train", document_id)
             return job
     except IntegrityError as error:
         raise ConflictError("the document is being trained already; wait for the job to finish") from error

@@ -9,13 +9,47 @@ from sqlalchemy.orm import Session
 
 from km_registry.errors import NotFoundError
 from km_registry.store.layout import Layout
-from km_registry.tables import DocumentRow, DocumentVersionRow, EventRow, JobRow, KMRow, ReceiptRow, UserRow
-from km_registry.types import KM, Document, DocumentVersion, Event, Job, JobState, Receipt, Stage, User
+from km_registry.tables import (
+    ApiKeyRow,
+    DocumentRow,
+    DocumentVersionRow,
+    EventRow,
+    GroupRow,
+    JobRow,
+    KMRow,
+    ReceiptRow,
+    UserRow,
+)
+from km_registry.types import (
+    KM,
+    ApiKey,
+    Document,
+    DocumentVersion,
+    Event,
+    Group,
+    Job,
+    JobState,
+    Receipt,
+    Stage,
+    User,
+)
 
 
 def as_user(row: UserRow) -> User:
     """The record of a row."""
     return User(row.id, row.name, row.is_admin, row.created_at)
+
+
+def as_group(row: GroupRow) -> Group:
+    """The record of a row."""
+    return Group(row.id, row.name, row.created_at)
+
+
+def as_key(row: ApiKeyRow) -> ApiKey:
+    """The record of a row."""
+    return ApiKey(
+        row.id, row.user_id, row.name, row.created_at, row.expires_at, row.revoked_at, row.last_used_at
+    )
 
 
 def as_document(row: DocumentRow) -> Document:

@@ -14,10 +14,11 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from km_registry.access import may
 from km_registry.artifacts import atomic_write, purge_dir, purge_file
 from km_registry.composites import forget_kms
 from km_registry.errors import ConflictError, NotFoundError
+from km_registry.store import audit
+from km_registry.store.access import require
 from km_registry.store.content import checked
 from km_registry.store.jobs import cancel_unfinished, queue_job
 from km_registry.store.rows import (
@@ -62,11 +63,14 @@ def change(
     The text that it has now, under the same title, changes nothing.
     """
     try:
-        with store.transaction() as transaction:
-            row = live_document(transaction.session, document_id, lock=True)
-            if not may(principal, Action.UPDATE, as_document(row)):
-                raise NotFoundError
+        with (
+            audit.refusals(store, principal, "document.update", document_id),
+            store.transaction() as transaction,
+        ):
+            row = require(transaction.session, principal, Action.UPDATE, document_id, lock=True)
             changed = _change(store, transaction, row, title, text, recipe)
+            if changed is not None:
+                audit.note(transaction.session, principal, "document.update", document_id)
             job = changed or as_job(latest_job(transaction.session, document_id))
             return as_document(row), job, changed is not None
     except IntegrityError as error:

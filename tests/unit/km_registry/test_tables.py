@@ -16,7 +16,7 @@ from sqlalchemy import create_mock_engine, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from km_registry.store.database import MIGRATIONS, Database
-from km_registry.tables import Base, KMRow, UserRow
+from km_registry.tables import ApiKeyRow, Base, KMRow, UserRow
 
 
 @pytest.fixture
@@ -107,6 +107,24 @@ def test_ids_given_before_a_migration_are_not_given_again(released: Database) ->
         session.add(row)
         session.flush()
         assert row.engine_id == 10
+
+
+def test_what_was_there_before_grants_belongs_to_who_uploaded_it(released: Database) -> None:
+    with released.writing() as session:
+        connection = session.connection()
+        connection.exec_driver_sql("INSERT INTO users VALUES ('usr_2', 'Ada', 1, '2026-01-02')")
+        connection.exec_driver_sql("INSERT INTO api_keys VALUES ('ab', 'usr_1', '2026-01-01')")
+    released.migrate()
+    with released.reading() as session:
+        grants = session.execute(text("SELECT document_id, user_id, group_id, role FROM grants")).all()
+        # A deleted document is nobody's.
+        assert grants == [("doc_1", "usr_1", None, "owner")]
+        key = session.scalars(select(ApiKeyRow)).one()
+        assert (key.sha256, key.user_id, key.name) == ("ab", "usr_1", "first")
+        assert key.id.startswith("key_")
+        assert (key.expires_at, key.revoked_at, key.last_used_at) == (None, None, None)
+        names = session.execute(text("SELECT id, name FROM users ORDER BY id")).all()
+        assert names == [("usr_1", "Ada"), ("usr_2", "Ada usr_2")]
 
 
 def test_one_km_of_a_document_answers(released: Database) -> None:

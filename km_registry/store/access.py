@@ -1,0 +1,112 @@
+"""The facts that the access rule decides on, and the look-up of a document that asks it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from km_registry.access import may, strongest
+from km_registry.errors import NotFoundError
+from km_registry.store.rows import as_document, live_document
+from km_registry.store.store import Store, now
+from km_registry.tables import ApiKeyRow, DocumentRow, GrantRow, MembershipRow, UserRow
+from km_registry.types import Action, Claim, Grant, Principal, Role
+
+
+def require(
+    session: Session, principal: Principal, action: Action, document_id: str, *, lock: bool = False
+) -> DocumentRow:
+    """The document's row; NotFoundError when there is none or the principal may not do this with it."""
+    grants = _held(session, [principal.user_id], [document_id])[principal.user_id, document_id]
+    if not grants:
+        # Nothing else is looked at, so that "not yours" takes as long as "not there".
+        raise NotFoundError
+    row = live_document(session, document_id, lock=lock)
+    if not may(principal, action, as_document(row), grants):
+        raise NotFoundError
+    return row
+
+
+def visible_to(principal: Principal) -> ColumnElement[bool]:
+    """The documents that the principal may read, as a condition: every role may."""
+    held = (
+        select(GrantRow.document_id)
+        .outerjoin(MembershipRow, MembershipRow.group_id == GrantRow.group_id)
+        .where(_holds([principal.user_id]))
+    )
+    return DocumentRow.id.in_(held)
+
+
+def roles(store: Store, principal: Principal, document_ids: Sequence[str]) -> dict[str, Role]:
+    """The strongest role that the principal holds on each of these documents; none where there is none."""
+    with store.database.reading() as session:
+        held = _held(session, [principal.user_id], document_ids)
+    return {
+        document_id: role
+        for (_, document_id), grants in held.items()
+        if (role := strongest([grant.role for grant in grants])) is not None
+    }
+
+
+def standing(store: Store, claims: Collection[Claim]) -> set[Claim]:
+    """Those of the claims that hold at this moment: the key is valid, and the rule says yes."""
+    users = {claim.principal.user_id for claim in claims}
+    ids = {claim.document_id for claim in claims if claim.document_id is not None}
+    with store.database.reading() as session:
+        valid = {user: set[str | None]() for user in session.scalars(_existing(users))}
+        for user_id, key_id in session.execute(_valid_keys(users)):
+            valid[user_id].add(key_id)
+        live = select(DocumentRow).where(DocumentRow.id.in_(ids), DocumentRow.deleted_at.is_(None))
+        documents = {row.id: as_document(row) for row in session.scalars(live)}
+        held = _held(session, users, ids)
+
+    def stands(claim: Claim) -> bool:
+        principal, document_id = claim.principal, claim.document_id
+        keys = valid.get(principal.user_id)
+        if keys is None or (claim.key_id is not None and claim.key_id not in keys):
+            return False
+        if document_id is None:
+            return True
+        document = documents.get(document_id)
+        grants = held[principal.user_id, document_id]
+        return document is not None and may(principal, claim.action, document, grants)
+
+    return {claim for claim in claims if stands(claim)}
+
+
+def key_works() -> ColumnElement[bool]:
+    """The keys that are neither revoked nor expired, as a condition."""
+    unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now())
+    return and_(ApiKeyRow.revoked_at.is_(None), unexpired)
+
+
+def _existing(user_ids: Collection[str]) -> Select[str]:
+    return select(UserRow.id).where(UserRow.id.in_(user_ids))
+
+
+def _valid_keys(user_ids: Collection[str]) -> Select[str, str]:
+    return select(ApiKeyRow.user_id, ApiKeyRow.id).where(ApiKeyRow.user_id.in_(user_ids), key_works())
+
+
+def _held(
+    session: Session, user_ids: Collection[str], document_ids: Collection[str]
+) -> Mapping[tuple[str, str], list[Grant]]:
+    """The grants on these documents that each of the users holds, also by being in a group."""
+    query = (
+        select(GrantRow, func.coalesce(GrantRow.user_id, MembershipRow.user_id))
+        .outerjoin(MembershipRow, MembershipRow.group_id == GrantRow.group_id)
+        .where(GrantRow.document_id.in_(document_ids), _holds(user_ids))
+    )
+    found: dict[tuple[str, str], list[Grant]] = defaultdict(list)
+    for row, user_id in session.execute(query):
+        principal_id = row.user_id or row.group_id or ""
+        grant = Grant(row.document_id, principal_id, "", Role(row.role), row.created_at)
+        found[user_id, row.document_id].append(grant)
+    return found
+
+
+def _holds(user_ids: Collection[str]) -> ColumnElement[bool]:
+    return or_(GrantRow.user_id.in_(user_ids), MembershipRow.user_id.in_(user_ids))
