@@ -8,7 +8,19 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from server import middleware, problems
-from server.routes import answer, documents, health, kes, openai, recipes, users
+from server.routes import (
+    answer,
+    audit,
+    documents,
+    grants,
+    groups,
+    health,
+    kes,
+    keys,
+    openai,
+    recipes,
+    users,
+)
 from server.state import AppState
 
 __all__ = ["AppState", "create_app"]
@@ -17,9 +29,9 @@ _DESCRIPTION = """\
 Documents become Knowledge Modules (KMs): small LoRA adapters that a base model answers from, with only the
 question in its prompt. Upload a document, follow its training, ask it, delete it and its knowledge is gone.
 
-Send your API key with every request: `Authorization: Bearer km_…`. Only you see your documents; what is not
-yours looks as if it did not exist. Every refusal is `{"error": {"message", "type", "param", "code"}}`, and
-its message says what to change.
+Send your API key with every request: `Authorization: Bearer km_…`. You see your documents and those that are
+shared with you; anything else looks as if it did not exist. Every refusal is
+`{"error": {"message", "type", "param", "code"}}`, and its message says what to change.
 """
 
 _TAGS = [
@@ -27,7 +39,10 @@ _TAGS = [
     {"name": "answers", "description": "Ask a document."},
     {"name": "KEs", "description": "Knowledge Extractors, which make answers better with a KM or without."},
     {"name": "OpenAI-compatible", "description": "For clients that speak OpenAI's completions."},
-    {"name": "users", "description": "For administrators."},
+    {"name": "sharing", "description": "Who else may read and ask a document, for its owners."},
+    {"name": "users", "description": "Users and groups, for administrators."},
+    {"name": "keys", "description": "API keys: make, list, revoke."},
+    {"name": "audit", "description": "Who did or tried what."},
     {"name": "operation", "description": "Health and metrics."},
 ]
 
@@ -46,7 +61,8 @@ def create_app(state: AppState) -> FastAPI:
     )
     app.state.km = state
     problems.install(app)
-    for routes in (documents, recipes, answer, kes, openai, users, health):
+    api = (documents, grants, recipes, answer, kes, openai, users, groups, keys, audit, health)
+    for routes in api:
         app.include_router(routes.router)
     limit = partial(
         middleware.body_limit,

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from km_registry.access import may_administer
 from km_registry.types import Principal
 from server.callers import Caller, InternalService
 from server.errors import ForbiddenError, UnauthenticatedError
@@ -16,7 +17,7 @@ from server.state import State
 
 _bearer = HTTPBearer(
     scheme_name="API key",
-    description="An API key (`km_…`), printed at the first start or given by `POST /users`.",
+    description="An API key (`km_…`), printed at the first start, or given by `POST /users` or `POST /keys`.",
     auto_error=False,
 )
 
@@ -26,7 +27,7 @@ async def caller(
     state: State,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """The caller behind the request's key. UnauthenticatedError without one, or with one that is unknown."""
+    """The caller behind the request's key. UnauthenticatedError without one that works."""
     if credentials is None:
         raise UnauthenticatedError
     secret = credentials.credentials
@@ -36,7 +37,7 @@ async def caller(
     principal = await run_in_threadpool(state.registry.authenticate, secret)
     if principal is None:
         raise UnauthenticatedError(
-            "This API key is not known here. Check it, or ask an administrator for one."
+            "This API key is not known here, was revoked or has expired. Check it, or ask for another."
         )
     request.state.user_id = principal.user_id
     return principal
@@ -57,7 +58,7 @@ UserDep = Annotated[Principal, Depends(user)]
 
 async def admin(found: UserDep) -> Principal:
     """The calling administrator. ForbiddenError for anyone else."""
-    if not found.is_admin:
+    if not may_administer(found):
         raise ForbiddenError("This needs an administrator's API key.")
     return found
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server import cli_documents, cli_kes, cli_operation
+from server import cli_access, cli_documents, cli_kes, cli_operation
 from server.cli_shared import PresetOption, RecipeOption, check_recipe, fail, recipe_fields, settings_of
 from server.evaluation.command import evaluate
 from server.ke_training.command import train_ke
@@ -169,3 +169,4 @@ app.command("train-ke")(train_ke)
 cli_documents.register(app)
 cli_operation.register(app)
 app.add_typer(cli_kes.app)
+cli_access.register(app)

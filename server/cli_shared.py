@@ -20,6 +20,7 @@ DocumentId = Annotated[str, typer.Argument(help="The document's id, doc_…")]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help='Training recipe as JSON, for example {"steps": 200}.')
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Recipe by name: default, fast, paper.")]
 
 
@@ -89,6 +90,34 @@ def settings_of(**options: Any) -> ServerSettings:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper().removeprefix("KM_")
         fail(f"The setting KM_{name} is wrong: {first['msg']}. Correct the option or the variable.")
+
+
+def print_json(found: Any) -> None:
+    """Print what the server answered, for programs."""
+    import json
+
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def print_table(found: list[dict[str, Any]], /, **columns: str) -> None:
+    """Print these fields of what was found, one line each; `columns` maps headings to fields."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(heading.replace("_", " ") for heading in columns), box=None)
+    for one in found:
+        table.add_row(*(_cell(one.get(field)) for field in columns.values()))
+    Console().print(table, markup=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    # A moment to the minute is enough for a person.
+    return text[:16].replace("T", " ") if len(text) > 19 and text[10:11] == "T" and text[4] == "-" else text
 
 
 def fail(problem: Exception | str, *, code: int = _USAGE_ERROR) -> NoReturn:

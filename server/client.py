@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 
 from km_registry.errors import KMError
+from server.client_access import AccessCalls
 
 
 class ClientError(KMError):
@@ -30,7 +31,7 @@ class ServerEvent:
     data: dict[str, Any]
 
 
-class Client:
+class Client(AccessCalls):
     """Talks to one server with one API key.
 
     Every method raises ClientError, with the HTTP status when there was one.
@@ -166,7 +167,7 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def _json(self, method: str, path: str, /, **options: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:

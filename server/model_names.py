@@ -85,10 +85,18 @@ class Models:
     def of(self, principal: Principal) -> list[ModelOut]:
         """What the principal may name as `model`. Blocking."""
         found = [ModelOut(id=BASE, created=0)]
-        for km in self._kms.all_of(principal):
+        kms = self._kms.all_of(principal)
+        roles = self._registry.people.roles(principal, [km.document_id for km in kms])
+        for km in kms:
             created = int(km.created_at.timestamp())
             found += [
-                ModelOut(id=name, created=created, parent=BASE, document_id=km.document_id)
+                ModelOut(
+                    id=name,
+                    created=created,
+                    parent=BASE,
+                    document_id=km.document_id,
+                    role=roles.get(km.document_id),
+                )
                 for name in (km.id, km.document_id)
             ]
         return found

@@ -47,6 +47,8 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         401, "authentication_error", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
     ),
     http.ForbiddenError: Problem(403, "permission_error", "forbidden"),
+    registry.NotAllowedError: Problem(403, "permission_error", "forbidden"),
+    registry.InvalidValueError: Problem(422, "invalid_request_error", "invalid_field"),
     # Always the same words: whether a thing exists is its owner's business.
     registry.NotFoundError: Problem(404, "not_found_error", "not_found", _NOT_FOUND),
     registry.ConflictError: Problem(409, "conflict_error", "conflict"),

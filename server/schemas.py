@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from km_registry.types import JobState, Stage
+from km_registry.types import JobState, Role, Stage
 from server.retrieval.embedding import RetrievalState
 
 DOCUMENT_ID = "doc_7f3kq2"
@@ -116,6 +116,7 @@ class DocumentOut(Output):
 class DocumentListed(DocumentOut):
     """A document with how far its newest training is and which version its KM knows."""
 
+    role: Role = Field(description="yours")
     state: JobState
     progress: str = Field(description="how far the training is, for people", examples=["training 120/200"])
     recovered: float | None = Field(None, description="of the KM that answers", examples=[0.81])
@@ -165,6 +166,7 @@ class DocumentDetail(BaseModel):
     """A document, its latest job, and its KM once there is one."""
 
     document: DocumentOut
+    role: Role = Field(description="yours")
     job: JobOut
     km: KMOut | None = Field(None, description="of an older version until the newest one's is trained")
     recipe: dict[str, Any] = Field(description="of the latest job")
@@ -172,7 +174,7 @@ class DocumentDetail(BaseModel):
 
 
 class DocumentList(BaseModel):
-    """Your documents, newest first."""
+    """Your documents and those shared with you, newest first."""
 
     documents: list[DocumentListed]
     next_before: str | None = Field(
@@ -199,6 +201,7 @@ class UserIn(Input):
     """A user to create."""
 
     name: str = Field(min_length=1, max_length=200, examples=["ada"])
+    is_admin: bool = Field(False, description="manages users, groups and keys, but reads nothing by that")
 
 
 class UserOut(Output):

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from km_registry.types import Role
+
 #: Prompts in one request: a batch of the trainer's.
 MAX_PROMPTS = 256
 #: Alternatives that may be asked for at each token; the engine's limit.
@@ -151,6 +153,7 @@ class ModelOut(BaseModel):
     owned_by: str = "km-server"
     parent: str | None = Field(default=None, description="the model that it is plugged into")
     document_id: str | None = None
+    role: Role | None = Field(default=None, description="yours on the document")
 
 
 class ModelList(BaseModel):

@@ -7,12 +7,13 @@ from sqlalchemy.orm import Session
 
 from km_registry.errors import InvalidValueError
 from km_registry.tables import GroupRow, UserRow
+from km_registry.tables_base import storable
 
 
 def find_user(session: Session, wanted: str) -> UserRow:
     """The row of a user, by id or by name. InvalidValueError when there is none."""
     found = session.get(UserRow, wanted)
-    if found is None:
+    if found is None and storable(wanted):
         found = session.scalars(select(UserRow).where(UserRow.name == wanted)).one_or_none()
     if found is None:
         raise InvalidValueError(
@@ -25,7 +26,7 @@ def find_user(session: Session, wanted: str) -> UserRow:
 def find_group(session: Session, wanted: str) -> GroupRow:
     """The row of a group, by id or by name. InvalidValueError when there is none."""
     found = session.get(GroupRow, wanted)
-    if found is None:
+    if found is None and storable(wanted):
         found = session.scalars(select(GroupRow).where(GroupRow.name == wanted)).one_or_none()
     if found is None:
         raise InvalidValueError(

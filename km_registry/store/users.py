@@ -46,7 +46,8 @@ def list_users(store: Store, by: Principal, *, after: str | None, limit: int) ->
     require_admin(by)
     query = select(UserRow).order_by(UserRow.name).limit(limit)
     if after is not None:
-        query = query.where(UserRow.name > after)
+        # No name has a NUL, so nothing is lost by looking from before it; PostgreSQL takes none.
+        query = query.where(UserRow.name > after.partition("\0")[0])
     with store.database.reading() as session:
         return [as_user(row) for row in session.scalars(query)]
 

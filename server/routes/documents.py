@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from km_registry.types import Action, Document, Job, Training
+from km_registry.errors import NotFoundError
+from km_registry.types import Action, Document, Job, Role, Training
 from server.auth import UserDep
 from server.event_stream import event_stream
 from server.problems import documented
@@ -103,7 +104,11 @@ async def change(
     return await _begun(state, response, outcome)
 
 
-@router.get("/documents", summary="Your documents, newest first", responses=documented(404, 422))
+@router.get(
+    "/documents",
+    summary="Your documents and those shared with you, newest first",
+    responses=documented(404, 422),
+)
 async def listing(
     principal: UserDep,
     state: State,
@@ -114,8 +119,11 @@ async def listing(
     # One more than asked for tells whether there is a next page.
     found = await run_in_threadpool(state.registry.list_documents, principal, limit=limit + 1, before=before)
     ids = [document.id for document in found[:limit]]
+    roles = await run_in_threadpool(state.registry.people.roles, principal, ids)
+    shown = [document_id for document_id in ids if document_id in roles]
+    trainings = await run_in_threadpool(state.registry.trainings, shown)
     return DocumentList(
-        documents=[_listed(one) for one in await run_in_threadpool(state.registry.trainings, ids)],
+        documents=[_listed(one, roles[one.document.id]) for one in trainings],
         next_before=found[limit - 1].id if len(found) > limit else None,
     )
 
@@ -126,11 +134,16 @@ async def detail(document_id: str, principal: UserDep, state: State) -> Document
 
     def look() -> DocumentDetail:
         document = state.registry.get_document(principal, document_id)
+        role = state.registry.people.roles(principal, [document_id]).get(document_id)
+        if role is None:
+            # Taken away in this very moment.
+            raise NotFoundError
         # The KM is looked for after the job: a job seen as succeeded has its KM.
         job = JobOut.model_validate(state.registry.job_of(document_id))
         km = state.registry.km_of(document_id)
         return DocumentDetail(
             document=DocumentOut.model_validate(document),
+            role=role,
             job=job,
             km=KMOut.model_validate(km) if km else None,
             recipe=state.registry.job_recipe(job.id),
@@ -200,14 +213,15 @@ async def delete(document_id: str, principal: UserDep, state: State) -> ReceiptO
 
 @router.get("/receipts/{document_id}", summary="The receipt of a deletion", responses=documented(404))
 async def receipt(document_id: str, principal: UserDep, state: State) -> ReceiptOut:
-    """For the one who owned the document."""
+    """For who uploaded the document, and for who deleted it."""
     return ReceiptOut.model_validate(await run_in_threadpool(state.registry.receipt, principal, document_id))
 
 
-def _listed(training: Training) -> DocumentListed:
+def _listed(training: Training, role: Role) -> DocumentListed:
     km = training.km
     return DocumentListed(
         **asdict(training.document),
+        role=role,
         state=training.job.state,
         progress=training.job.progress,
         recovered=km.metrics.get("recovered") if km else None,

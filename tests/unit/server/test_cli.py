@@ -133,6 +133,13 @@ def test_help_names_every_command() -> None:
         "backup",
         "restore",
         "ke",
+        "share",
+        "unshare",
+        "users",
+        "groups",
+        "keys",
+        "audit",
+        "whoami",
     ):
         assert f" {command} " in shown
 
