@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import HTTPException
 
-from km_registry.errors import ConflictError
+from km_registry.errors import ConflictError, KMError, NotFoundError
 
 
 class RequestRefusedError(Exception):
@@ -85,6 +85,18 @@ class DeletionPendingError(RequestRefusedError):
 
     Ask GET /receipts/{document_id} later.
     """
+
+
+class RevokedError(NotFoundError):
+    """What the request rested on, a grant or the API key, was taken away or has expired."""
+
+
+class RateLimitedError(KMError):
+    """More than is allowed in a minute was asked for."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotTrainedError(ConflictError):

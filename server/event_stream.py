@@ -11,23 +11,31 @@ import structlog
 from redis.exceptions import RedisError
 from sse_starlette import ServerSentEvent
 
-from km_registry.types import Event
+from km_registry.types import Action, Event, Principal
+from server.errors import RevokedError
+from server.revocations import claim_of
 from server.state import AppState
 
 _log = structlog.get_logger(__name__)
 
 
-async def event_stream(state: AppState, document_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Events after id `after`, until the last one or until the server stops.
+async def event_stream(
+    state: AppState, principal: Principal, document_id: str, after: int
+) -> AsyncIterator[ServerSentEvent]:
+    """Events after id `after`, until the last one, until the principal may no longer read the document, or
+    until the server stops.
 
     When Redis goes away the stream ends; the client comes back with the id of the last event it saw.
     """
-    source = state.follow(document_id, after)
-    assert isinstance(source, AsyncGenerator)
+    followed = state.follow(document_id, after)
+    assert isinstance(followed, AsyncGenerator)
+    source = state.revocations.while_standing(claim_of(principal, Action.READ, document_id), followed)
     closing = asyncio.create_task(state.closing.wait())
     try:
         while (event := await _next(source, closing)) is not None:
             yield ServerSentEvent(json.dumps(event.data), event=event.kind, id=str(event.id))
+    except RevokedError:
+        _log.info("event stream cut: it was revoked", document_id=document_id, user_id=principal.user_id)
     except RedisError as error:
         _log.warning("event stream ended", document_id=document_id, error=type(error).__name__)
     finally:

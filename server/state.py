@@ -38,6 +38,7 @@ from server.model_names import Models
 from server.replacing import Replacements
 from server.retrieval.base import Embedder
 from server.retrieval.retriever import RetrievalConfig, Retriever
+from server.revocations import Revocations
 from server.tokenizer import Tokenizer
 
 
@@ -70,6 +71,7 @@ class AppState:
     composites: Composites = field(init=False)
     ke_keeper: KEKeeper = field(init=False)
     composing_ahead: ComposingAhead = field(init=False)
+    revocations: Revocations = field(init=False)
     retriever: Retriever = field(init=False)
     answerer: Answerer = field(init=False)
     models: Models = field(init=False)
@@ -80,6 +82,7 @@ class AppState:
     recipe_limits: RecipeLimits = field(init=False)
 
     def __post_init__(self) -> None:
+        self.revocations = Revocations(self.registry)
         kms = KMs(self.registry, self.base_model)
         # What answers; what evicts and asks how it is goes to the engine itself.
         self.guarded = GuardedEngine(

@@ -52,15 +52,18 @@ def roles(store: Store, principal: Principal, document_ids: Sequence[str]) -> di
 
 
 def standing(store: Store, claims: Collection[Claim]) -> set[Claim]:
-    """Those of the claims that hold at this moment: the key is valid, and the rule says yes."""
+    """Those of the claims that hold at this moment: the key is valid, and the rule says yes.
+
+    A deletion waits for the answers that it finds in flight: their claims stand until it is complete.
+    """
     users = {claim.principal.user_id for claim in claims}
     ids = {claim.document_id for claim in claims if claim.document_id is not None}
     with store.database.reading() as session:
         valid = {user: set[str | None]() for user in session.scalars(_existing(users))}
         for user_id, key_id in session.execute(_valid_keys(users)):
             valid[user_id].add(key_id)
-        live = select(DocumentRow).where(DocumentRow.id.in_(ids), DocumentRow.deleted_at.is_(None))
-        documents = {row.id: as_document(row) for row in session.scalars(live)}
+        kept = select(DocumentRow).where(DocumentRow.id.in_(ids))
+        documents = {row.id: as_document(row) for row in session.scalars(kept)}
         held = _held(session, users, ids)
 
     def stands(claim: Claim) -> bool:

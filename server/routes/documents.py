@@ -178,7 +178,7 @@ async def events(
 ) -> EventSourceResponse:
     """Reconnect with `Last-Event-ID` to miss nothing."""
     await run_in_threadpool(state.registry.get_document, principal, document_id)
-    return EventSourceResponse(event_stream(state, document_id, last_event_id))
+    return EventSourceResponse(event_stream(state, principal, document_id, last_event_id))
 
 
 @router.post(

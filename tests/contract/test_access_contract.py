@@ -451,6 +451,8 @@ class TestClaims:
         travel(timedelta(hours=2))
         assert registry.people.standing(claims) == {owners}
         registry.tombstone(owner, document.id)
+        assert registry.people.standing(claims) == {owners}
+        registry.complete_deletion(document.id, registry.purge(document.id))
         assert registry.people.standing(claims) == set()
 
     def test_a_user_who_is_not_there_has_none(self, registry: Registry) -> None:

@@ -22,6 +22,7 @@ from tests.unit.server.conftest import Someone, client_of, error_of, train
 CALLERS = ("anonymous", "expired", "revoked", "stranger", "admin", "reader", "member", "owner")
 KEYLESS = {"anonymous", "expired", "revoked"}
 UNKNOWN = {
+    "ke_id": "ke_aaaaaaaaaaaaaaaaaaaa",
     "name": "doc_aaaaaaaaaaaaaaaaaaaa",
     "document_id": "doc_aaaaaaaaaaaaaaaaaaaa",
     "principal_id": "usr_aaaaaaaaaaaaaaaaaaaa",
@@ -71,6 +72,11 @@ EXPECTED = {
     ("POST", "/documents/{document_id}/grants"): Expected(201, OWNER, body={"user": "Somebody"}),
     ("DELETE", "/documents/{document_id}/grants/{principal_id}"): Expected(204, OWNER),
     ("GET", "/receipts/{document_id}"): Expected(200, OWNER),
+    ("GET", "/kes"): Expected(200, USERS),
+    # There is none: who may register, change or delete one is told so.
+    ("POST", "/kes"): Expected(422, ADMIN, 403, body={"directory": "/nowhere"}),
+    ("PUT", "/kes/{ke_id}/default"): Expected(404, ADMIN, 403),
+    ("DELETE", "/kes/{ke_id}"): Expected(404, ADMIN, 403),
     ("POST", "/answer"): Expected(200, READERS, body={"document_id": "{document_id}", "question": "When?"}),
     ("POST", "/v1/completions"): Expected(
         200, READERS, body={"model": "{document_id}", "prompt": "It opens"}
@@ -137,6 +143,7 @@ class World:
         return {
             "document_id": document.id,
             "name": document.id,
+            "ke_id": UNKNOWN["ke_id"],
             "km_id": km.id,
             "group_id": group.id,
             "principal_id": group.id,
