@@ -83,6 +83,7 @@ async def test_the_training_of_the_former_version_is_stopped(
     (registry.work_dir(job.id) / "synthetic.jsonl").write_text("Ostrell opens at six")
     await change(ada, document_id)
     await state.replacements.settled()
+    await state.retriever.settled()
     assert queue.stopped == [job.id]
     assert registry.job(job.id).state is JobState.CANCELLED
     left = [path for path in state.settings.data_dir.rglob("*") if path.is_file()]
