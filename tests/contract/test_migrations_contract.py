@@ -29,6 +29,8 @@ from sqlalchemy import (
 from km_registry.store.database import MIGRATIONS, Database
 from km_registry.tables import Base
 
+#: Columns that may be empty, but not together with another one.
+NEEDED = {"grants": {"user_id"}}
 _NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -80,7 +82,12 @@ def counts(connection: Connection) -> dict[str, int]:
 
 def row_of(table: Table) -> dict[str, Any]:
     """Values that every constraint takes: the row that they refer to has the same ones."""
-    return {column.name: _value(column.type) for column in table.columns if not column.nullable}
+    needed = NEEDED.get(table.name, set())
+    return {
+        column.name: _value(column.type)
+        for column in table.columns
+        if not column.nullable or column.name in needed
+    }
 
 
 def _value(kind: Any) -> Any:
