@@ -39,8 +39,8 @@ class GenerationIn(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str = Field(
-        description="`base`, a document's id (its KM), or a KM's id; with `+default`, or `+` and a KE's name or "
-        "id, after it that KE joins in",
+        description="`base`, a document's id (its KM), or a KM's id; with `+default`, or `+` and a KE's "
+        "name or id, after it that KE joins in",
         examples=["base", "doc_7f3kq2+default"],
     )
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
