@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,6 +48,10 @@ class Api:
                 "--key or KM_API_KEY."
             ) from error
         return str(created["api_key"])
+
+    async def register_ke(self, admin_key: str, directory: Path) -> None:
+        """Have the server know a KE that lies on its machine; it may know it already."""
+        await self._json(admin_key, "POST", "/kes", json={"directory": str(directory.resolve())})
 
     async def upload(self, key: str, title: str, text: str, recipe: dict[str, Any]) -> str:
         """The id of the document, which is the same one where this user has sent its text before."""

@@ -24,7 +24,7 @@ MAX_TOKENS = 64
 _TOGETHER = 8
 _STAGE = "answers"
 _BASE = "base"
-_KEPT = ("answer", "mode", "prompt_tokens", "completion_tokens", "milliseconds")
+_KEPT = ("answer", "mode", "ke_id", "prompt_tokens", "completion_tokens", "milliseconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,6 @@ class Asking:
         sent |= {name: value for name, value in (("k", row.k), ("ke", row.ke)) if value is not None}
         answer = await self._api.answer(user, sent)
         kept = {name: answer[name] for name in _KEPT}
-        if row.ke is not None:
-            return kept  # /v1/completions does not know of KEs yet
         prompt = self._prompt(task, answer)
         if len(prompt) != answer["prompt_tokens"]:
             raise EvaluationError(
@@ -134,6 +132,8 @@ class Asking:
                 "KM_BASE_MODEL."
             )
         model = document_id if answer["km_id"] else _BASE
+        if answer["ke_id"]:
+            model = f"{model}+{answer['ke_id']}"
         return kept | await self._nlls(user, model, prompt, task.question)
 
     def _prompt(self, task: _Task, answer: dict[str, Any]) -> list[int]:

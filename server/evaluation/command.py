@@ -37,6 +37,10 @@ def evaluate(
     ] = None,
     preset: PresetOption = None,
     definitions: Annotated[Path | None, typer.Option(help="TOML or JSON file with rows and pairs.")] = None,
+    ke: Annotated[
+        list[Path] | None,
+        typer.Option(help="A KE's directory to register, for rows like sdcd+ke:NAME; may be repeated."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Part of data that are in parts: train, val, test.")] = "val",
     min_questions: Annotated[int, typer.Option(min=1, help="Fewest questions of a document.")] = 1,
     max_questions: Annotated[int | None, typer.Option(min=1, help="Most; drawn where it has more.")] = None,
@@ -94,6 +98,7 @@ def evaluate(
         retry=retry,
         fresh=fresh,
         save=save,
+        kes=ke or (),
     )
     # Sent by `timeout` and service managers: it ends as orderly as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -61,6 +61,7 @@ class Evaluation:
     retry: bool = False
     fresh: bool = False
     save: Path | None = None
+    kes: Sequence[Path] = ()
 
 
 def main(evaluation: Evaluation) -> int:
@@ -114,6 +115,8 @@ async def measure(
 ) -> Results:
     """Upload, wait for the trainings, ask; the figures. Cancelling it leaves a state to go on from."""
     api, seed = Api(http), evaluation.seed
+    for directory in evaluation.kes:
+        await api.register_ke(kept.admin_key or "", directory)
     with Display(console) as display:
         trainings = Trainings(api, kept, plan, documents, display)
         await trainings.upload(evaluation.name)
@@ -263,6 +266,7 @@ def command(evaluation: Evaluation) -> str:
         parts.append(f"--recipe '{json.dumps(evaluation.recipe)}'")
     if evaluation.definitions:
         parts.append(f"--definitions {evaluation.definitions.name}")
+    parts += [f"--ke {directory.name}" for directory in evaluation.kes]
     for option in ("documents", "min_questions", "max_questions", "max_tokens"):
         value = getattr(evaluation, option)
         if value is not None and (option, value) != ("min_questions", 1):
