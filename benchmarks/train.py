@@ -4,9 +4,10 @@
     python -m benchmarks.train --setting 600 --part speed --steps 40  a piece of it
 
 Parts: `speed` (both trainings, same batches, same first weights), `recovered` (ours alone, until `recovered`
-is 0.8 and to the end), `group` (four documents in one group against one; --steps bounds it). Each part is
-merged into benchmarks/results/train.json; one JSON line per setting at the end. A `speed` part with --seconds
-stops in time and goes on where it was when called again with the same --steps.
+is 0.8 and to the end), `warm` (a new version, from the KM of the one before and from scratch), `group` (four
+documents in one group against one; --steps bounds it). Each part is merged into benchmarks/results/train.json;
+one JSON line per setting at the end. A `speed` part with --seconds stops in time and goes on where it was when
+called again with the same --steps.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from benchmarks.result import RESULTS, keep
 from benchmarks.train_group import measure_group
 from benchmarks.train_recovered import measure_recovered
 from benchmarks.train_speed import measure_speed
+from benchmarks.train_warm import measure_warm
 from benchmarks.training import SETTINGS, Bench
 
 PARTS: dict[str, Callable[[Bench, str, argparse.Namespace], dict[str, Any]]] = {
     "speed": lambda bench, setting, given: measure_speed(bench, setting, given.steps, given.seconds),
     "recovered": lambda bench, setting, given: measure_recovered(bench, setting, given.recovered_steps),
+    "warm": lambda bench, setting, given: measure_warm(bench, setting, given.steps),
     "group": lambda bench, setting, given: measure_group(bench, setting, given.steps),
 }
 
@@ -50,7 +53,7 @@ def main() -> int:
     for setting in settings:
         for part in given.part or PARTS:
             # Four long documents in a group say nothing that four short ones do not.
-            if part == "group" and setting != "600" and not given.part:
+            if part in ("group", "warm") and setting != "600" and not given.part:
                 continue
             print(f"{setting}: {part}", file=sys.stderr)
             _merge(setting, PARTS[part](bench, setting, given))

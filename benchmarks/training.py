@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +61,23 @@ class Bench:
 
     def document(self, setting: str, *, seed: int = 0, steps: int | None = None) -> Document:
         """The setting's document of that seed; `steps` None: as many as its recipe takes."""
-        tokens, recipe = SETTINGS[setting]
-        title, text = invented(self._count, tokens=tokens, seed=seed)
+        return self.made_of(
+            setting, *invented(self._count, tokens=SETTINGS[setting][0], seed=seed), steps=steps
+        )
+
+    def next_version(self, setting: str, *, changed: float, steps: int) -> Document:
+        """The setting's document with that share of its sentences, every so many, replaced by others."""
+        tokens = SETTINGS[setting][0]
+        title, text = invented(self._count, tokens=tokens, seed=0)
+        _, other = invented(self._count, tokens=tokens, seed=1)
+        old, new = _sentences(text), _sentences(other)
+        every = round(1 / changed)
+        kept = [new[n] if n % every == 0 and n < len(new) else one for n, one in enumerate(old)]
+        return self.made_of(setting, title, " ".join(kept), steps=steps)
+
+    def made_of(self, setting: str, title: str, text: str, *, steps: int | None) -> Document:
+        """A text under the setting's recipe."""
+        recipe = SETTINGS[setting][1]
         cut = chunks(text, self._count, chunk_tokens=recipe.chunk_tokens)
         source = Source(title, text, tuple(chunk.text for chunk in cut))
         whole = recipe.steps_for(self._count(text))
@@ -78,6 +94,10 @@ class Bench:
 
     def _count(self, text: str) -> int:
         return len(self.resident.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+", text)
 
 
 def step_flops(model: Any, slot: Slot, batch: list[Example]) -> float:
