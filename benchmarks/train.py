@@ -4,10 +4,10 @@
     python -m benchmarks.train --setting 600 --part speed --steps 40  a piece of it
 
 Parts: `speed` (both trainings, same batches, same first weights), `recovered` (ours alone, until `recovered`
-is 0.8 and to the end), `warm` (a new version, from the KM of the one before and from scratch), `group` (four
-documents in one group against one; --steps bounds it). Each part is merged into benchmarks/results/train.json;
-one JSON line per setting at the end. A `speed` part with --seconds stops in time and goes on where it was when
-called again with the same --steps.
+is 0.8 and to the end), `warm` (a new version, from the KM of the one before and from scratch), `group`
+(four documents in one group against one; --steps bounds it). Each part is merged into
+benchmarks/results/train.json; one JSON line per setting at the end. A `speed` part with --seconds stops in
+time and goes on where it was when called again with the same --steps.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class Api:
         return str(created["api_key"])
 
     async def register_ke(self, admin_key: str, directory: Path) -> None:
-        """Have the server know a KE that lies on its machine; it may know it already."""
-        await self._json(admin_key, "POST", "/kes", json={"directory": str(directory.resolve())})
+        """Have the server know a KE in a directory of its machine; it may know it already."""
+        await self._json(admin_key, "POST", "/kes", json={"directory": str(directory)})
 
     async def upload(self, key: str, title: str, text: str, recipe: dict[str, Any]) -> str:
         """The id of the document, which is the same one where this user has sent its text before."""

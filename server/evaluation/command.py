@@ -98,7 +98,7 @@ def evaluate(
         retry=retry,
         fresh=fresh,
         save=save,
-        kes=ke or (),
+        kes=[directory.resolve() for directory in ke or ()],
     )
     # Sent by `timeout` and service managers: it ends as orderly as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
