@@ -89,6 +89,12 @@ class RegistrySettings(BaseSettings):
     crash_retries: int = Field(
         2, ge=0, description="times a training is taken up again whose process ended without a word"
     )
+    retries: int = Field(
+        3, ge=0, description="times a training is tried again that failed for a reason which may pass"
+    )
+    retry_seconds: float = Field(
+        30.0, ge=0, description="wait before the first of these tries, in seconds; it doubles each time"
+    )
     generators: Annotated[dict[GeneratorName, GeneratorEndpoint], NoDecode] = Field(
         default_factory=dict,
         description="models beside the base model that a recipe may have write its synthetic text, as JSON: "

@@ -15,7 +15,7 @@ from km_registry.config import RegistrySettings
 from km_registry.events import Notifier, NullNotifier
 from km_registry.ke_records import KERecords
 from km_registry.people import People
-from km_registry.store import deletion, documents, jobs, keys, publishing, runs, users, versions
+from km_registry.store import deletion, documents, jobs, keys, publishing, runs, users, versions, waiting
 from km_registry.store.store import Store
 from km_registry.types import (
     KM,
@@ -26,6 +26,7 @@ from km_registry.types import (
     Job,
     JobState,
     Principal,
+    Priority,
     Receipt,
     Run,
     Stage,
@@ -234,8 +235,13 @@ class Registry:
         return jobs.of_document(self._store, document_id)
 
     def queued_jobs(self, limit: int) -> list[Job]:
-        """The oldest jobs that wait for a worker."""
-        return jobs.queued(self._store, limit)
+        """The jobs that may begin now, in the order of their turns: owners alternate, and each one's own are
+        ordered by priority, then by age."""
+        return waiting.waiting(self._store, limit)
+
+    def prioritise(self, principal: Principal, document_id: str, priority: Priority) -> Job:
+        """Order the document's waiting job among its owner's. ConflictError: none waits."""
+        return waiting.prioritise(self._store, principal, document_id, priority)
 
     def claim(self, job_id: str, *, run_id: str | None = None) -> Job | None:
         """Begin the job's next attempt, held by that run; None when it is not queued any more."""
@@ -256,6 +262,14 @@ class Registry:
         """
         jobs.fail(self._store, job_id, attempt, error, keep)
 
+    def put_off(self, job_id: str, attempt: int, reason: str, *, keep: Collection[str] = ()) -> Job:
+        """Have the job tried again later, since the reason may pass; the wait doubles each time.
+
+        Its work directory is purged but for the entries named in `keep`, which the next attempt gets.
+        After as many tries as the setting `retries` allows it fails, as by `fail`.
+        """
+        return waiting.put_off(self._store, job_id, attempt, reason, keep)
+
     def release(self, job_id: str, attempt: int) -> None:
         """Put the job back into the queued state, for another attempt."""
         jobs.release(self._store, job_id, attempt)
@@ -269,12 +283,13 @@ class Registry:
         return publishing.publish(self._store, job_id, attempt, staged, metrics)
 
     def unfinished_jobs(self, *, stale_after: float = 60.0) -> list[Job]:
-        """Jobs that wait for a worker, oldest first.
+        """Jobs that wait for a worker and may begin now, in the order of their turns.
 
         Running ones whose worker has been silent for `stale_after` seconds are put back; a job whose workers
         vanished more often than the setting `crash_retries` allows fails instead.
         """
-        return jobs.unfinished(self._store, stale_after)
+        jobs.put_stale_back(self._store, stale_after)
+        return waiting.waiting(self._store)
 
     def cancelled(self, job_id: str, attempt: int) -> bool:
         """Whether the attempt no longer owns the job."""

@@ -87,7 +87,8 @@ class JobRow(Base):
     `km_id` is the id that the present attempt's KM will have: reserved when the attempt begins, so that
     whatever a crashed attempt left in the file system can be found. `held_by` names the run (a worker's child
     process) that works on the job, or still has to let go of one that was taken away. `crashes` counts the
-    attempts that ended without a word.
+    attempts that ended without a word, `retries` those that failed for a passing reason; the next one is not
+    before `not_before`.
     """
 
     __tablename__ = "jobs"
@@ -122,6 +123,9 @@ class JobRow(Base):
     version: Mapped[int] = mapped_column(server_default="1")
     held_by: Mapped[str | None] = mapped_column(String(64))
     crashes: Mapped[int] = mapped_column(server_default=text("0"))
+    priority: Mapped[int] = mapped_column(server_default=text("0"))
+    retries: Mapped[int] = mapped_column(server_default=text("0"))
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class KMRow(Base):

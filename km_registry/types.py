@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 
@@ -51,6 +51,14 @@ class Stage(StrEnum):
     EVALUATION = "evaluation"
     EXPORT = "export"
     DONE = "done"
+
+
+class Priority(IntEnum):
+    """Which of an owner's waiting jobs comes first."""
+
+    LOW = -1
+    NORMAL = 0
+    HIGH = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +227,10 @@ class Job:
     version: int = 1
     #: Attempts that ended without a word.
     crashes: int = 0
+    #: Attempts that failed for a passing reason; the next one is not before this moment.
+    retries: int = 0
+    not_before: datetime | None = None
+    priority: Priority = Priority.NORMAL
 
     @property
     def progress(self) -> str:

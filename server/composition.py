@@ -160,6 +160,8 @@ def worker_environment(
         "KM_LORA_RANK": str(settings.lora_rank),
         "KM_TRAIN_CONCURRENCY": str(settings.train_concurrency),
         "KM_CRASH_RETRIES": str(settings.crash_retries),
+        "KM_RETRIES": str(settings.retries),
+        "KM_RETRY_SECONDS": str(settings.retry_seconds),
         "KM_MAX_DOCUMENT_BYTES": str(settings.max_document_bytes),
         "PYTHONUNBUFFERED": "1",
     }

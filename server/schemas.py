@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -84,6 +84,12 @@ class DocumentChangeIn(Input):
     recipe: RecipeIn | None = Field(None, description=_RECIPE_HELP, examples=[{"preset": "fast"}])
 
 
+class PriorityIn(Input):
+    """Where a waiting training comes among its owner's."""
+
+    priority: Literal["low", "normal", "high"] = Field(examples=["high"])
+
+
 class TrainIn(Input):
     """How to train again."""
 
@@ -134,7 +140,8 @@ class JobOut(Output):
     step: int = Field(description="steps done in this stage", examples=[120])
     total_steps: int = Field(description="steps of this stage; 0 while unknown", examples=[200])
     progress: str = Field(description="how far it is, for people", examples=["training 120/200"])
-    error: str | None = Field(None, description="why it failed")
+    error: str | None = Field(None, description="why it failed, or is tried again later")
+    not_before: datetime | None = Field(None, description="when it is tried again, if it has to wait")
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

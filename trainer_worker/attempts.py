@@ -22,6 +22,10 @@ from km_registry.types import Job
 _log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 0.5
+#: Workers that begin at once want the same job, and one gets it.
+_LOOK_AT = 16
+#: What is full or away may not be so later.
+_PASSING = (OSError, OperationalError)
 
 
 class Attempt:
@@ -124,8 +128,19 @@ class Attempts:
             self._held[job_id] = attempt
         return attempt
 
+    def claim_next(self, job_id: str) -> Attempt | None:
+        """Begin the next attempt of the job whose turn it is; None when none waits.
+
+        An entry of the queue says that a job waits; whose turn it is the registry knows. Each waiting job has
+        an entry, so that none is forgotten.
+        """
+        for job in self._registry.queued_jobs(_LOOK_AT):
+            if (attempt := self.claim(job.id)) is not None:
+                return attempt
+        return self.claim(job_id)
+
     def claim_more(self, limit: int, fits: Callable[[Job], bool], *, leave: int = 0) -> list[Attempt]:
-        """Claim waiting jobs, oldest first, until this run holds `limit` or one does not fit.
+        """Claim waiting jobs, in the order of their turns, until this run holds `limit` or one does not fit.
 
         The first `leave` of them are left to workers that have nothing to do. A job that crashed before is
         trained alone: should it do so again it takes nobody with it.
@@ -156,7 +171,7 @@ class Attempts:
                 self._taken_away(attempt)
             else:
                 self._log_failure(attempt, error)
-                self.fail(attempt, reason_of(error), keep=keep)
+                self._end(attempt, error, keep)
 
     def finished(self, attempt: Attempt) -> None:
         """The attempt has published its KM."""
@@ -188,6 +203,17 @@ class Attempts:
         self._registry.end_run(self._run_id, crash=reason)
         with self._lock:
             self._held.clear()
+
+    def _end(self, attempt: Attempt, error: Exception, keep: Collection[str]) -> None:
+        if not isinstance(error, _PASSING):
+            self.fail(attempt, reason_of(error), keep=keep)
+            return
+        try:
+            self._registry.put_off(attempt.job.id, attempt.job.attempt, reason_of(error), keep=keep)
+        except (StaleAttemptError, NotFoundError):
+            self._taken_away(attempt)
+        else:
+            self._forget(attempt)
 
     def _log_failure(self, attempt: Attempt, error: Exception) -> None:
         if isinstance(error, KMError):

@@ -54,8 +54,8 @@ def run_job(job_id: str) -> None:
         _Interruptions() as interruptions,
         Attempts(registry, entry.id if entry else job_id) as attempts,
     ):
-        if attempts.claim(job_id) is None:
-            _log.info("job is no longer waiting", job=job_id)
+        if attempts.claim_next(job_id) is None:
+            _log.info("no job is waiting any more", job=job_id)
             return
         _train(registry, settings, attempts, interruptions, redis)
 

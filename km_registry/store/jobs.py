@@ -121,13 +121,6 @@ def recipe(store: Store, job_id: str) -> dict[str, Any]:
         return find_job(session, job_id).recipe
 
 
-def queued(store: Store, limit: int) -> list[Job]:
-    """The jobs that wait, oldest first."""
-    query = select(JobRow).where(JobRow.state == JobState.QUEUED).order_by(JobRow.sequence).limit(limit)
-    with store.database.reading() as session:
-        return [as_job(row) for row in session.scalars(query)]
-
-
 def claim(store: Store, job_id: str, held_by: str | None) -> Job | None:
     """Begin the next attempt, if the job is still queued."""
     with store.transaction() as transaction:
@@ -135,9 +128,11 @@ def claim(store: Store, job_id: str, held_by: str | None) -> Job | None:
         job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one_or_none()
         if job is None or job.state != JobState.QUEUED:
             return None
+        if job.not_before is not None and job.not_before > now():
+            return None
         abandoned = job.km_id
         job.state, job.attempt, job.km_id = JobState.RUNNING, job.attempt + 1, new_id("km")
-        job.held_by = held_by
+        job.held_by, job.error, job.not_before = held_by, None, None
         job.started_at = job.heartbeat_at = now()
         job.stage, job.step, job.total_steps = Stage.WAITING, 0, 0
         claimed = as_job(job)
@@ -184,15 +179,19 @@ def fail(store: Store, job_id: str, attempt: int, error: str, keep: Collection[s
     """End the job with a reason; of its work directory only what is named stays, for a retry."""
     with store.transaction() as transaction:
         row = fenced_update(transaction, job_id, attempt)
-        _mark_failed(store, transaction, row, error, keep)
+        mark_failed(store, transaction, row, error, keep)
 
 
-def _mark_failed(
+def storable(error: str) -> str:
+    """A reason as it is kept: not endless, and without NUL, which PostgreSQL does not keep."""
+    return error.replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MAX_ERROR_CHARS]
+
+
+def mark_failed(
     store: Store, transaction: Transaction, row: JobRow, error: str, keep: Collection[str] = ()
 ) -> None:
-    # PostgreSQL keeps no NUL.
-    said = error.replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MAX_ERROR_CHARS]
-    row.state, row.error, row.finished_at = JobState.FAILED, said, now()
+    """End the job with a reason, within the caller's transaction, which holds its row."""
+    row.state, row.error, row.finished_at = JobState.FAILED, storable(error), now()
     row.held_by = None
     transaction.emit(row.document_id, row.id, "failed", {"error": row.error})
     # While the row is held: once it is seen as failed, what stays goes to the job that follows it.
@@ -233,13 +232,10 @@ def cancelled(store: Store, job_id: str, attempt: int) -> bool:
         return session.scalar(owned) is None
 
 
-def unfinished(store: Store, stale_after: float) -> list[Job]:
-    """Queued jobs, oldest first, those put back whose worker has been silent for `stale_after` seconds."""
+def put_stale_back(store: Store, stale_after: float) -> None:
+    """Queue jobs again whose worker has been silent for `stale_after` seconds, or fail them."""
     with store.transaction() as transaction:
         _put_stale_back(store, transaction, stale_after)
-    query = select(JobRow).where(JobRow.state == JobState.QUEUED).order_by(JobRow.sequence)
-    with store.database.reading() as session:
-        return [as_job(row) for row in session.scalars(query)]
 
 
 def _put_stale_back(store: Store, transaction: Transaction, stale_after: float) -> None:
@@ -259,7 +255,7 @@ def put_back_crashed(store: Store, transaction: Transaction, row: JobRow, reason
         transaction.emit(row.document_id, row.id, "queued", {"attempt": row.attempt, "reason": reason})
         return
     advice = f" (attempts that ended so: {row.crashes}); look into the worker's log, then retry"
-    _mark_failed(store, transaction, row, reason + advice)
+    mark_failed(store, transaction, row, reason + advice)
 
 
 def events_after(store: Store, document_id: str, event_id: int) -> list[Event]:

@@ -29,6 +29,7 @@ from km_registry.types import (
     Group,
     Job,
     JobState,
+    Priority,
     Receipt,
     Stage,
     User,
@@ -74,6 +75,9 @@ def as_job(row: JobRow) -> Job:
         error=row.error,
         version=row.version,
         crashes=row.crashes,
+        retries=row.retries,
+        not_before=row.not_before,
+        priority=Priority(row.priority),
     )
 
 

@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import NotFoundError
-from km_registry.types import Action, Document, Job, Role, Training
+from km_registry.types import Action, Document, Job, Priority, Role, Training
 from server.auth import UserDep
 from server.event_stream import event_stream
 from server.problems import documented
@@ -30,6 +30,7 @@ from server.schemas import (
     JobOut,
     JobStarted,
     KMOut,
+    PriorityIn,
     ReceiptOut,
     TrainIn,
     VersionOut,
@@ -200,6 +201,18 @@ async def train(
         recipe = complete_recipe(wanted.recipe, state.recipe_limits)
     job = await run_in_threadpool(state.registry.retrain, principal, document_id, recipe)
     await _enqueue(state, job)
+    return JobStarted(job=JobOut.model_validate(job))
+
+
+@router.put(
+    "/documents/{document_id}/priority",
+    summary="Order a waiting training among your own",
+    responses=documented(404, 409, 422),
+)
+async def prioritise(document_id: str, wanted: PriorityIn, principal: UserDep, state: State) -> JobStarted:
+    """Owners take turns whatever they set here; it orders each one's own. 409 when none waits."""
+    priority = Priority[wanted.priority.upper()]
+    job = await run_in_threadpool(state.registry.prioritise, principal, document_id, priority)
     return JobStarted(job=JobOut.model_validate(job))
 
 

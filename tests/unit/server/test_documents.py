@@ -162,3 +162,14 @@ async def test_train_again(ada: Someone, registry: Registry, queue: MemoryJobQue
     assert queue.waiting() == [response.json()["job"]["id"]]
     train(registry, document_id, ada.principal)
     error_of(await ada.http.post(f"/documents/{document_id}/train"), 409)
+
+
+async def test_a_waiting_training_may_be_put_first(ada: Someone, bob: Someone, registry: Registry) -> None:
+    first, second = await ada.upload("one"), await ada.upload("two")
+    response = await ada.http.put(f"/documents/{second}/priority", json={"priority": "high"})
+    assert response.status_code == 200
+    assert [job.document_id for job in registry.queued_jobs(2)] == [second, first]
+    error_of(await bob.http.put(f"/documents/{second}/priority", json={"priority": "high"}), 404)
+    error_of(await ada.http.put(f"/documents/{second}/priority", json={"priority": "urgent"}), 422)
+    train(registry, second, ada.principal)
+    error_of(await ada.http.put(f"/documents/{second}/priority", json={"priority": "low"}), 409)

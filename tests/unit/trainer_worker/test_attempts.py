@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from km_registry.errors import KMError, StaleAttemptError
 from km_registry.registry import Registry
@@ -125,6 +126,7 @@ def test_a_failure_is_one_attempts_own_and_says_why(
 
     after = registry.job(first.job.id)
     assert (after.state, after.error and after.error[: len(reason)]) == (JobState.FAILED, reason)
+    assert after.retries == 0
     assert registry.run_of(first.job.id) is None
     assert attempts.held() == [second]
     assert registry.job(second.job.id).state is JobState.RUNNING
@@ -329,3 +331,35 @@ def test_a_process_that_ended_its_last_job_itself_is_not_cut_off(
     attempts.finished(attempt)
 
     assert all(beats.acquire(timeout=10) for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OperationalError("select", {}, Exception("gone"))]
+)
+def test_what_may_pass_is_tried_again_later(
+    registry: Registry, attempts: Attempts, upload: Any, error: Exception
+) -> None:
+    first, second = claimed(attempts, upload("one")), claimed(attempts, upload("two"))
+    (registry.work_dir(first.job.id) / "kept").write_text("x")
+    (registry.work_dir(first.job.id) / "half").write_text("x")
+
+    with attempts.ending(first, keep=["kept"]):
+        raise error
+
+    after = registry.job(first.job.id)
+    assert (after.state, after.retries) == (JobState.QUEUED, 1)
+    assert after.not_before is not None
+    assert after.error
+    assert [path.name for path in registry.work_dir(first.job.id).iterdir()] == ["kept"]
+    assert registry.run_of(first.job.id) is None
+    assert attempts.held() == [second]
+    assert attempts.claim(first.job.id) is None
+
+
+def test_the_next_is_whose_turn_it_is(registry: Registry, attempts: Attempts, upload: Any) -> None:
+    first, _ = upload("one"), upload("two")
+    bob = Principal(registry.create_user("Bob")[0].id)
+    _, of_bob, _ = registry.add_document(bob, "n", "three")
+    taken = [attempts.claim_next(first.id) for _ in range(3)]
+    assert [attempt.job.id for attempt in taken if attempt][:2] == [first.id, of_bob.id]
+    assert attempts.claim_next(first.id) is None

@@ -116,18 +116,17 @@ def test_one_cancelled_at_the_very_end_leaves_nothing_behind(
     assert trainings.left() == []
 
 
-@pytest.mark.parametrize("failure", [ArtifactError("bad"), OSError(28, "No space left")])
 def test_an_export_that_fails_fails_the_job_and_leaves_nothing(
-    trainings: Trainings, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_slot: Any, directory: Path, **_fields: Any) -> None:
         directory.mkdir(parents=True)
         (directory / "adapter_model.safetensors").write_bytes(b"half")
-        raise failure
+        raise ArtifactError("bad")
 
     monkeypatch.setattr(publication, "export_km", fail)
 
-    assert str(failure) in refused(trainings, steps=1)
+    assert "bad" in refused(trainings, steps=1)
     assert trainings.left() == []
 
 
