@@ -86,10 +86,10 @@ def running() -> Iterator[PostgresServer]:
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=dying_with_me(signal.SIGINT), **account
     ) as process:
+        # What it says once it is ready must not fill the pipe.
+        drain = threading.Thread(target=deque, args=(process.stderr, 0))
         try:
             _wait_ready(process)
-            # What it says later must not fill the pipe.
-            drain = threading.Thread(target=deque, args=(process.stderr, 0))
             drain.start()
             server = PostgresServer(home)
             server.make_template()
@@ -97,7 +97,8 @@ def running() -> Iterator[PostgresServer]:
         finally:
             process.send_signal(signal.SIGINT)  # at once, whoever is connected
             process.wait()
-    drain.join()
+            if drain.ident is not None:
+                drain.join()
     shutil.rmtree(home)
 
 
