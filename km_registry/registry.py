@@ -15,6 +15,7 @@ from km_registry.config import RegistrySettings
 from km_registry.events import Notifier, NullNotifier
 from km_registry.ke_records import KERecords
 from km_registry.people import People
+from km_registry.removing import Removals
 from km_registry.store import deletion, documents, jobs, keys, publishing, runs, users, versions, waiting
 from km_registry.store.store import Store
 from km_registry.types import (
@@ -45,6 +46,8 @@ class Registry:
         self.kes = KERecords(store)
         #: Users, groups, keys, grants and the audit log.
         self.people = People(store)
+        #: Removal of KMs alone, of former versions, and of users.
+        self.removals = Removals(store)
 
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:

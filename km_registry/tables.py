@@ -12,6 +12,7 @@ from km_registry.tables_access import ApiKeyRow, AuditRow, GrantRow, GroupRow, M
 from km_registry.tables_base import ID as _ID
 from km_registry.tables_base import SHA256 as _SHA256
 from km_registry.tables_base import Base, UtcDateTime
+from km_registry.tables_removal import RemovalRow
 
 __all__ = [
     "ApiKeyRow",
@@ -27,6 +28,7 @@ __all__ = [
     "KMRow",
     "MembershipRow",
     "ReceiptRow",
+    "RemovalRow",
     "UserRow",
     "UtcDateTime",
 ]

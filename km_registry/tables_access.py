@@ -11,7 +11,7 @@ from km_registry.tables_base import ID, SHA256, Base, UtcDateTime
 
 
 class UserRow(Base):
-    """A user."""
+    """A user. The row of one who was removed stays, without their name, for the receipts that refer to it."""
 
     __tablename__ = "users"
     __table_args__ = (Index("uq_users_name", "name", unique=True),)
@@ -20,6 +20,7 @@ class UserRow(Base):
     name: Mapped[str] = mapped_column(String(300))
     is_admin: Mapped[bool]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class ApiKeyRow(Base):

@@ -280,6 +280,29 @@ class Event:
     created_at: datetime
 
 
+class RemovalKind(StrEnum):
+    """What may be removed beside a document."""
+
+    KM = "km"
+    VERSION = "version"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A removal that was asked for, and its receipt once it is completed; `rcp_…`. Holds no content."""
+
+    id: str
+    kind: RemovalKind
+    owner_id: str
+    requested_at: datetime
+    completed_at: datetime | None
+    document_id: str | None
+    version: int | None
+    km_ids: tuple[str, ...]
+    purged: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Proof of a deletion: what was purged and when. Holds no content."""

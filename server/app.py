@@ -19,6 +19,7 @@ from server.routes import (
     keys,
     openai,
     recipes,
+    removals,
     users,
 )
 from server.state import AppState
@@ -61,7 +62,7 @@ def create_app(state: AppState) -> FastAPI:
     )
     app.state.km = state
     problems.install(app)
-    api = (documents, grants, recipes, answer, kes, openai, users, groups, keys, audit, health)
+    api = (documents, removals, grants, recipes, answer, kes, openai, users, groups, keys, audit, health)
     for routes in api:
         app.include_router(routes.router)
     limit = partial(

@@ -103,6 +103,13 @@ def add_user(
         typer.echo(f"{created['user']['id']}  {created['user']['name']}\n{created['api_key']}")
 
 
+@users.command("rm")
+def remove_user(user: Annotated[str, typer.Argument(help="The user's id, usr_…")]) -> None:
+    """Delete a user with every document that they uploaded; prints the receipt."""
+    with connected() as client:
+        print_json(client.delete_user(user))
+
+
 # --- groups ------------------------------------------------------------------------------------------------
 
 

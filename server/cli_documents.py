@@ -172,12 +172,24 @@ def _told_as_it_comes(
     raise ClientError("The answer was cut short. Ask again.")
 
 
-def remove(document: DocumentId) -> None:
+def remove(
+    document: DocumentId,
+    km: Annotated[bool, typer.Option("--km", help="Its KM alone; the document stays.")] = False,
+    version: Annotated[int | None, typer.Option(help="A former version alone.")] = None,
+) -> None:
     """Delete a document and everything that was made of it; prints the receipt."""
     from rich.console import Console
 
+    if km and version is not None:
+        fail("--km and --version are two things. Give one of them.")
     with connected() as client:
-        Console().print_json(data=client.delete(document))
+        if km:
+            receipt = client.delete_km(document)
+        elif version is not None:
+            receipt = client.delete_version(document, version)
+        else:
+            receipt = client.delete(document)
+        Console().print_json(data=receipt)
 
 
 def watch(document: DocumentId) -> None:

@@ -134,6 +134,14 @@ class Client(AccessCalls):
         """Delete a document and everything made of it; the receipt."""
         return self._json("DELETE", f"/documents/{document_id}")
 
+    def delete_km(self, document_id: str) -> dict[str, Any]:
+        """Delete a document's KM, and keep the document; the receipt."""
+        return self._json("DELETE", f"/documents/{document_id}/km")
+
+    def delete_version(self, document_id: str, version: int) -> dict[str, Any]:
+        """Delete a former version of a document; the receipt."""
+        return self._json("DELETE", f"/documents/{document_id}/versions/{version}")
+
     def kes(self) -> list[dict[str, Any]]:
         """The KEs that are registered, by name, newest version first."""
         found: list[dict[str, Any]] = self._json("GET", "/kes")["kes"]

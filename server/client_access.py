@@ -48,6 +48,10 @@ class AccessCalls(ABC):
         """A new user with their first key: {user, api_key}."""
         return self._json("POST", "/users", json={"name": name, "is_admin": is_admin})
 
+    def delete_user(self, user_id: str) -> dict[str, Any]:
+        """Delete a user with every document that they uploaded; the receipt."""
+        return self._json("DELETE", f"/users/{user_id}")
+
     def groups(self) -> list[dict[str, Any]]:
         """The groups that you see, by name."""
         found: list[dict[str, Any]] = self._json("GET", "/groups")["groups"]

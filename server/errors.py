@@ -99,6 +99,10 @@ class RateLimitedError(KMError):
         self.retry_after_s = retry_after_s
 
 
+class RemovalPendingError(RequestRefusedError):
+    """It is gone for everybody, but not all of it could be removed yet; that goes on by itself."""
+
+
 class NotTrainedError(ConflictError):
     """The document has no KM yet."""
 

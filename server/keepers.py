@@ -14,6 +14,7 @@ from server.composing_ahead import ComposingAhead
 from server.deletion import Deletions
 from server.ke_keeper import KEKeeper
 from server.redis_private import PrivateRedis, RedisUnavailableError
+from server.removing import Removing
 from server.replacing import Replacements
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +42,16 @@ async def keep_reconciled(
         else:
             if count:
                 _log.info("jobs enqueued again", count=count)
+        await asyncio.sleep(every_s)
+
+
+async def keep_removed(removing: Removing, *, every_s: float = RECONCILE_EVERY_S) -> None:
+    """Complete the removals of KMs, versions and users that a crash or an outage interrupted."""
+    while True:
+        try:
+            await removing.resume()
+        except SQLAlchemyError as error:
+            _log.warning("removals not looked for; will try again", error=str(error))
         await asyncio.sleep(every_s)
 
 

@@ -78,6 +78,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     RetrievalUnavailableError: Problem(503, "server_error", "retrieval_unavailable", headers=_RETRY),
     http.StoppingError: Problem(503, "server_error", "stopping", headers=_RETRY),
     http.DeletionPendingError: Problem(503, "server_error", "deletion_pending", headers=_RETRY),
+    http.RemovalPendingError: Problem(503, "server_error", "removal_pending", headers=_RETRY),
     registry.ArtifactError: Problem(500, "server_error", "artifact_damaged"),
     RedisError: Problem(
         503,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from km_registry.types import JobState, Role, Stage
+from km_registry.types import JobState, RemovalKind, Role, Stage
 from server.retrieval.embedding import RetrievalState
 
 DOCUMENT_ID = "doc_7f3kq2"
@@ -202,6 +202,20 @@ class ReceiptOut(Output):
     requested_at: datetime
     completed_at: datetime
     purged: dict[str, Any] = Field(description="what was removed, by kind", examples=[{"text": 1, "kms": 1}])
+
+
+class RemovalOut(Output):
+    """Proof that a KM alone, a version, or a user with all they own was removed. Holds no content."""
+
+    id: str = Field(examples=["rcp_5h2w9c"])
+    kind: RemovalKind
+    owner_id: str = Field(description="whose it was")
+    document_id: str | None = Field(None, examples=[DOCUMENT_ID])
+    version: int | None = Field(None, description="of a version: which")
+    km_ids: list[str] = Field(description="KMs that are gone")
+    requested_at: datetime
+    completed_at: datetime
+    purged: dict[str, Any] = Field(description="what was removed, by kind", examples=[{"kms": 1}])
 
 
 class UserIn(Input):

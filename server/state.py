@@ -35,6 +35,7 @@ from server.kes import KEs
 from server.kms import KMs
 from server.metrics import Metrics
 from server.model_names import Models
+from server.removing import Removing
 from server.replacing import Replacements
 from server.retrieval.base import Embedder
 from server.retrieval.retriever import RetrievalConfig, Retriever
@@ -79,6 +80,7 @@ class AppState:
     chatter: Chatter = field(init=False)
     replacements: Replacements = field(init=False)
     deletions: Deletions = field(init=False)
+    removing: Removing = field(init=False)
     recipe_limits: RecipeLimits = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +149,7 @@ class AppState:
             self.retriever,
             self.composites,
         )
+        self.removing = Removing(self.registry, self.queue, self.replacements, self.deletions)
         self.recipe_limits = recipe_limits(
             self.settings, self.base_model, engine_tokens=self.settings.max_model_len
         )

@@ -30,7 +30,7 @@ from server.config import ServerSettings
 from server.engine.base import Engine
 from server.engine_keeper import EngineKeeper
 from server.http_server import HttpServer
-from server.keepers import keep_composed, keep_reconciled, keep_redis, keep_replaced
+from server.keepers import keep_composed, keep_reconciled, keep_redis, keep_removed, keep_replaced
 from server.redis_private import PrivateRedis, check
 from server.stages import Stages
 from server.startup import ServeError, StoppedError, data_directory, listen, url_of
@@ -231,6 +231,7 @@ class Supervisor:
             parts.worker.run(),
             keep_reconciled(records.registry, records.queue, parts.state.deletions, parts.state.ke_keeper),
             keep_replaced(parts.state.replacements),
+            keep_removed(parts.state.removing),
             parts.engine_keeper.run(),
         ]
         if self._settings.compose_ahead:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 
@@ -25,7 +27,7 @@ from km_registry.store import deletion
 from km_registry.store.database import Database
 from km_registry.store.layout import Layout
 from km_registry.store.store import Store
-from km_registry.tables import DocumentRow, DocumentVersionRow, KMRow
+from km_registry.tables import DocumentRow, DocumentVersionRow, KERow, KMRow
 
 #: What is deleted while it is copied makes the records out of date; they are read again then.
 _ROUNDS = 20
@@ -89,6 +91,7 @@ def _copy(source: Layout, into: Layout, records: Path) -> set[Path]:
     kms = select(KMRow.id, KMRow.digest).join(DocumentRow, DocumentRow.id == KMRow.document_id).where(live)
     with closing_database(records) as database, database.reading() as session:
         named_texts, named_kms = session.execute(texts).all(), session.execute(kms).all()
+        named_kes = session.execute(select(KERow.id, KERow.digest).where(KERow.deleted_at.is_(None))).all()
     copied = set()
     for document_id, version, sha256 in named_texts:
         file = into.text_file(document_id, version)
@@ -97,6 +100,9 @@ def _copy(source: Layout, into: Layout, records: Path) -> set[Path]:
     for km_id, digest in named_kms:
         _copy_km(source.km_dir(km_id), into.km_dir(km_id), digest)
         copied.add(into.km_dir(km_id))
+    for ke_id, digest in named_kes:
+        _copy_ke(source.ke_dir(ke_id), into.ke_dir(ke_id), digest)
+        copied.add(into.ke_dir(ke_id))
     return copied
 
 
@@ -113,14 +119,24 @@ def _copy_text(source: Path, file: Path, sha256: str) -> None:
 
 
 def _copy_km(source: Path, directory: Path, digest: str) -> None:
+    _copy_adapter(source, directory, digest, artifacts.verify)
+
+
+def _copy_ke(source: Path, directory: Path, digest: str) -> None:
+    _copy_adapter(source, directory, digest, artifacts.verify_ke)
+
+
+def _copy_adapter(
+    source: Path, directory: Path, digest: str, verify: Callable[[Path], dict[str, Any]]
+) -> None:
     if directory.exists():  # whole: it was named so only once it had been verified
         return
     partial = directory.with_name(f".{directory.name}")
     purge_dir(partial)
     try:
         shutil.copytree(source, partial)
-        if artifacts.digest(artifacts.verify(partial)) != digest:
-            raise ArtifactError(f"{source} is not the KM that was published; look with km doctor")
+        if artifacts.digest(verify(partial)) != digest:
+            raise ArtifactError(f"{source} is not what was recorded; look with km doctor")
     except (FileNotFoundError, shutil.Error) as error:
         raise ArtifactError(f"{source} is missing; look with km doctor") from error
     move_into_place(partial, directory)
@@ -128,7 +144,7 @@ def _copy_km(source: Path, directory: Path, digest: str) -> None:
 
 def _leave_out_all_but(named: set[Path], into: Layout) -> None:
     """Remove what earlier records named and the last ones do not."""
-    for path in [*into.documents.glob("*/*"), *into.kms.iterdir()]:
+    for path in [*into.documents.glob("*/*"), *into.kms.iterdir(), *into.kes.iterdir()]:
         if path in named:
             continue
         if path.is_dir():

@@ -57,7 +57,7 @@ def _refuse_unless_empty(settings: RegistrySettings, layout: Layout, *, resumed:
             full = not is_empty(database)
     if full:
         raise ConflictError("the database holds records already; name an empty one, nothing is overwritten")
-    for directory in (layout.documents, layout.kms):
+    for directory in (layout.documents, layout.kms, layout.kes):
         if resumed:
             # Moved there by a restore that was cut short before its records were.
             purge_dir(directory)
@@ -70,7 +70,7 @@ def _put_in_place(settings: RegistrySettings, layout: Layout, stage: Path) -> No
     staged = Store.open(settings.model_copy(update={"data_dir": stage, "database_url": None}), NullNotifier())
     with closing(staged.database):
         _queue_what_ran(staged)
-        for directory in (layout.documents, layout.kms):
+        for directory in (layout.documents, layout.kms, layout.kes):
             directory.rmdir()
             move_into_place(stage / directory.name, directory)
         # The records last: with them everything is there.

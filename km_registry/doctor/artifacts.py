@@ -13,7 +13,7 @@ from km_registry.errors import ArtifactError, NotFoundError
 from km_registry.store.documents import read_text
 from km_registry.store.rows import as_km
 from km_registry.store.store import Store
-from km_registry.tables import DocumentRow, DocumentVersionRow, KMRow
+from km_registry.tables import DocumentRow, DocumentVersionRow, KERow, KMRow
 from km_registry.types import KM
 
 
@@ -53,6 +53,23 @@ def kms(store: Store) -> Iterator[Finding]:
         if problem is not None:
             remedy = "it will be removed and its document trained again"
             yield Finding(km.id, problem, remedy, _trained_anew(store, km))
+
+
+def kes(store: Store) -> Iterator[Finding]:
+    """Every KE is whole, and is the one that was registered."""
+    query = select(KERow.id, KERow.name, KERow.digest).where(KERow.deleted_at.is_(None))
+    with store.database.reading() as session:
+        rows = session.execute(query.order_by(KERow.name, KERow.version)).all()
+    for ke_id, name, digest in rows:
+        try:
+            manifest = artifacts.verify_ke(store.layout.ke_dir(ke_id))
+            problem = None if artifacts.digest(manifest) == digest else "it is not the KE that was registered"
+        except ArtifactError as error:
+            problem = str(error).partition("; ")[0]
+        except FileNotFoundError:
+            problem = "its files are missing"
+        if problem is not None:
+            yield Finding(ke_id, problem, f"delete the KE and register {name} again")
 
 
 def _problem(store: Store, km: KM, text_sha256: str | None) -> str | None:

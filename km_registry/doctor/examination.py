@@ -17,6 +17,7 @@ CHECKS: tuple[Check, ...] = (
     records.jobs,
     artifacts.texts,
     artifacts.kms,
+    artifacts.kes,
     orphans.orphans,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from km_registry.artifacts import purge_dir, purge_file
+from km_registry.composites import ALONE
 from km_registry.doctor.findings import Finding
 from km_registry.store.layout import Layout
 from km_registry.store.store import Store
-from km_registry.tables import DocumentRow, DocumentVersionRow, JobRow, KMRow
+from km_registry.tables import DocumentRow, DocumentVersionRow, JobRow, KERow, KMRow
 from km_registry.types import JobState
 
-_Named = Callable[[Session, Layout], set[Path]]
+#: Directories in which one document or KM has one of its own.
+_OF_ONE = ("documents", "passages", "composites")
 
 
 def orphans(store: Store) -> Iterator[Finding]:
@@ -31,13 +33,13 @@ def orphans(store: Store) -> Iterator[Finding]:
 
 
 def _directories(layout: Layout) -> list[Path]:
-    return [layout.documents, layout.kms, layout.work, layout.passages]
+    return [layout.documents, layout.kms, layout.work, layout.passages, layout.kes, layout.composites]
 
 
 def _entries(directory: Path) -> Iterator[Path]:
-    """What lies in a directory; of texts and passages, what lies in each document's."""
+    """What lies in a directory; of texts, passages and composites, what lies in each document's or KM's."""
     for path in sorted(directory.iterdir()):
-        if directory.name in ("documents", "passages") and path.is_dir() and not path.is_symlink():
+        if directory.name in _OF_ONE and path.is_dir() and not path.is_symlink():
             yield from sorted(path.iterdir())
         else:
             yield path
@@ -57,7 +59,11 @@ def _named(session: Session, layout: Layout) -> set[Path]:
     deleted = session.scalars(select(DocumentRow.id).where(DocumentRow.deleted_at.is_not(None))).all()
     for document_id in deleted:
         named |= {layout.document_dir(document_id), layout.passages_dir(document_id)}
-    named |= {layout.km_dir(km_id) for km_id in session.scalars(select(KMRow.id))}
+    kms = set(session.scalars(select(KMRow.id)))
+    named |= {layout.km_dir(km_id) for km_id in kms}
+    kes = session.execute(select(KERow.id, KERow.deleted_at).where(KERow.purged_at.is_(None))).all()
+    named |= {layout.ke_dir(ke_id) for ke_id, _ in kes}
+    named |= _composites(layout, kms | {ALONE}, {ke_id for ke_id, _ in kes})
     jobs = session.execute(select(JobRow.id, JobRow.km_id, JobRow.state, JobRow.document_id)).all()
     for job_id, km_id, state, document_id in jobs:
         unfinished = not JobState(state).finished
@@ -66,6 +72,12 @@ def _named(session: Session, layout: Layout) -> set[Path]:
         if km_id is not None and (unfinished or document_id in deleted):
             named.add(layout.km_dir(km_id))
     return named
+
+
+def _composites(layout: Layout, kms: set[str], kes: set[str]) -> set[Path]:
+    """The composites that are there of a KM and a KE that are."""
+    found = layout.composites.glob("*/*")
+    return {path for path in found if path.parent.name in kms and path.name.partition(".")[0] in kes}
 
 
 def _orphan(store: Store, path: Path) -> Finding:

@@ -214,7 +214,8 @@ def _insert(
 ) -> tuple[Document, Job]:
     with store.transaction() as transaction:
         session = transaction.session
-        if session.get(UserRow, principal.user_id) is None:
+        user = session.get(UserRow, principal.user_id)
+        if user is None or user.deleted_at is not None:
             raise NotFoundError(f"there is no user {principal.user_id}; use a valid API key")
         row = DocumentRow(
             id=document_id,

@@ -44,15 +44,17 @@ def queue_job(transaction: Transaction, document: DocumentRow, recipe: dict[str,
     return as_job(row)
 
 
-def cancel_unfinished(transaction: Transaction, document_id: str) -> None:
-    """Cancel the document's queued or running job, if it has one, within the caller's transaction."""
+def cancel_unfinished(transaction: Transaction, document_id: str) -> bool:
+    """Cancel the document's queued or running job within the caller's transaction; whether it had one."""
     unfinished = select(JobRow).where(
         JobRow.document_id == document_id, JobRow.state.in_([JobState.QUEUED, JobState.RUNNING])
     )
-    for job in transaction.session.scalars(unfinished.with_for_update()):
+    jobs = transaction.session.scalars(unfinished.with_for_update()).all()
+    for job in jobs:
         job.state, job.finished_at = JobState.CANCELLED, now()
         transaction.session.flush()
         transaction.emit(document_id, job.id, "cancelled")
+    return bool(jobs)
 
 
 def retrain(store: Store, principal: Principal, document_id: str, recipe: dict[str, Any] | None) -> Job:

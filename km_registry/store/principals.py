@@ -15,7 +15,7 @@ def find_user(session: Session, wanted: str) -> UserRow:
     found = session.get(UserRow, wanted)
     if found is None and storable(wanted):
         found = session.scalars(select(UserRow).where(UserRow.name == wanted)).one_or_none()
-    if found is None:
+    if found is None or found.deleted_at is not None:
         raise InvalidValueError(
             f"user: there is no user {wanted[:200]!r}. Give the id, or the exact name.",
             param="user",

@@ -18,6 +18,7 @@ from km_registry.tables import (
     JobRow,
     KMRow,
     ReceiptRow,
+    RemovalRow,
     UserRow,
 )
 from km_registry.types import (
@@ -31,6 +32,8 @@ from km_registry.types import (
     JobState,
     Priority,
     Receipt,
+    Removal,
+    RemovalKind,
     Stage,
     User,
 )
@@ -113,6 +116,21 @@ def as_event(row: EventRow) -> Event:
 def as_receipt(row: ReceiptRow) -> Receipt:
     """The record of a row."""
     return Receipt(row.document_id, row.owner_id, row.requested_at, row.completed_at, row.purged)
+
+
+def as_removal(row: RemovalRow) -> Removal:
+    """The record of a row."""
+    return Removal(
+        row.id,
+        RemovalKind(row.kind),
+        row.owner_id,
+        row.requested_at,
+        row.completed_at,
+        row.document_id,
+        row.version,
+        tuple(row.km_ids),
+        row.purged,
+    )
 
 
 def live_document(session: Session, document_id: str, *, lock: bool = False) -> DocumentRow:

@@ -44,7 +44,7 @@ def create_user(store: Store, by: Principal | None, name: str, *, is_admin: bool
 def list_users(store: Store, by: Principal, *, after: str | None, limit: int) -> list[User]:
     """Users by name, those after the named one. NotAllowedError for who is no administrator."""
     require_admin(by)
-    query = select(UserRow).order_by(UserRow.name).limit(limit)
+    query = select(UserRow).where(UserRow.deleted_at.is_(None)).order_by(UserRow.name).limit(limit)
     if after is not None:
         # No name has a NUL, so nothing is lost by looking from before it; PostgreSQL takes none.
         query = query.where(UserRow.name > after.partition("\0")[0])

@@ -32,6 +32,7 @@ from server.schemas import (
     KMOut,
     PriorityIn,
     ReceiptOut,
+    RemovalOut,
     TrainIn,
     VersionOut,
 )
@@ -224,10 +225,14 @@ async def delete(document_id: str, principal: UserDep, state: State) -> ReceiptO
     return ReceiptOut.model_validate(await state.deletions.forget(principal, document_id))
 
 
-@router.get("/receipts/{document_id}", summary="The receipt of a deletion", responses=documented(404))
-async def receipt(document_id: str, principal: UserDep, state: State) -> ReceiptOut:
-    """For who uploaded the document, and for who deleted it."""
-    return ReceiptOut.model_validate(await run_in_threadpool(state.registry.receipt, principal, document_id))
+@router.get("/receipts/{receipt_id}", summary="The receipt of a deletion", responses=documented(404))
+async def receipt(receipt_id: str, principal: UserDep, state: State) -> ReceiptOut | RemovalOut:
+    """Of a document by the document's id, of anything else by the receipt's. For who uploaded the document,
+    and for who deleted it."""
+    if receipt_id.startswith("rcp_"):
+        found = await run_in_threadpool(state.registry.removals.receipt, principal, receipt_id)
+        return RemovalOut.model_validate(found)
+    return ReceiptOut.model_validate(await run_in_threadpool(state.registry.receipt, principal, receipt_id))
 
 
 def _listed(training: Training, role: Role) -> DocumentListed:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from km_registry.artifacts import verify
+from km_registry.artifacts import verify, verify_ke
 from km_registry.backup import backup as backups
 from km_registry.backup.backup import back_up
 from km_registry.backup.restore import restore
@@ -25,7 +25,8 @@ from km_registry.store.store import Store
 from km_registry.tables import Base
 from km_registry.types import KM, Document, Job, JobState, Principal
 from tests.contract.support import claimed, files_below, publish
-from tests.support import stage_km
+from tests.contract.test_ke_contract import BASE
+from tests.support import stage_km, write_ke
 
 CANARY = "canary-5d1c"
 
@@ -94,10 +95,12 @@ def test_everything_comes_back(
     trained: tuple[Document, KM],
     target: Path,
     elsewhere: RegistrySettings,
+    tmp_path: Path,
 ) -> None:
     document, km = trained
     _, secret = registry.create_user("Cy")
     registry.add_document(owner, "waits", "another text", {"seed": 3})
+    ke, _ = registry.kes.register(write_ke(tmp_path / "ke"), BASE)
     made = back_up(settings, target)
     assert (made.documents, made.kms) == (2, 1)
     assert problems(settings.model_copy(update={"data_dir": target, "database_url": None})) == []
@@ -110,6 +113,8 @@ def test_everything_comes_back(
         assert back is not None
         assert (back.id, back.engine_id, back.digest) == (km.id, km.engine_id, km.digest)
         verify(Path(back.path))
+        (ke_back,) = restored.kes.all()
+        assert verify_ke(Path(ke_back.path)) == verify_ke(Path(ke.path))
         assert restored.authenticate(secret) == registry.authenticate(secret)
         assert restored.events_after(document.id) == registry.events_after(document.id)
         assert restored.unfinished_jobs() == registry.unfinished_jobs()

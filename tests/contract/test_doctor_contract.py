@@ -16,8 +16,10 @@ from km_registry.events import NullNotifier
 from km_registry.registry import Registry
 from km_registry.store.store import Store
 from km_registry.tables import DocumentVersionRow, EventRow, JobRow, KMRow
-from km_registry.types import KM, Document, Job, JobState, Principal
+from km_registry.types import KE, KM, Document, Job, JobState, Principal
 from tests.contract.support import SECOND, claimed, files_below, publish, purge_superseded
+from tests.contract.test_ke_contract import BASE
+from tests.support import write_ke
 
 
 @pytest.fixture
@@ -187,6 +189,36 @@ class TestOrphans:
     ) -> None:
         (registry.work_dir(trained[1].job_id) / "synthetic.jsonl").write_text("x")
         assert found(store) == [(f"work/{trained[1].job_id}", "it belongs to nothing that is recorded")]
+
+
+class TestKEs:
+    @pytest.fixture
+    def ke(self, registry: Registry, tmp_path: Path) -> KE:
+        return registry.kes.register(write_ke(tmp_path / "ke"), BASE)[0]
+
+    def test_one_that_was_altered_is_told(self, store: Store, ke: KE) -> None:
+        assert found(store) == []
+        _flip(Path(ke.path) / "adapter_model.safetensors")
+        (left,) = mended(store)
+        assert (left.subject, "register" in left.remedy) == (ke.id, True)
+
+    def test_a_composite_needs_its_km_and_its_ke(
+        self, store: Store, settings: RegistrySettings, trained: tuple[Document, KM], ke: KE
+    ) -> None:
+        root = settings.data_dir / "composites"
+        for name in (
+            f"{trained[1].id}/{ke.id}.ab",
+            f"alone/{ke.id}.cd",
+            "alone/ke_gone.ab",
+            f"km_gone/{ke.id}.ab",
+        ):
+            (root / name).mkdir(parents=True)
+        assert {subject for subject, _ in found(store)} == {
+            "composites/alone/ke_gone.ab",
+            f"composites/km_gone/{ke.id}.ab",
+        }
+        assert mended(store) == []
+        assert found(store) == []
 
 
 class TestRecords:

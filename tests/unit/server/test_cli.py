@@ -429,3 +429,23 @@ def test_worker_takes_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert environment["KM_GENERATOR_URL"] == "http://g/v1"
     assert environment["KM_TRAIN_CONCURRENCY"] == "4"
     assert called[1][2]["KM_TRAIN_CONCURRENCY"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (("rm", "doc_1", "--km"), "/documents/doc_1/km"),
+        (("rm", "doc_1", "--version", "3"), "/documents/doc_1/versions/3"),
+        (("users", "rm", "usr_1"), "/users/usr_1"),
+    ],
+)
+def test_less_and_more_than_a_document_can_be_deleted(
+    api: FakeApi, arguments: tuple[str, ...], path: str
+) -> None:
+    api.replies_with("DELETE", path, {"id": "rcp_1"})
+    assert json.loads(km(*arguments).output) == {"id": "rcp_1"}
+
+
+def test_one_thing_is_deleted_at_a_time(api: FakeApi) -> None:
+    assert km("rm", "doc_1", "--km", "--version", "3").exit_code == 2
+    assert api.requests == []
