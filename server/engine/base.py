@@ -130,8 +130,7 @@ class EngineStatus:
 
     Requests are `waiting` until their first token, then `answering`. Of the `slots` that one batch may mix,
     `pinned` ones hold adapters with requests in flight, `idle` ones others. `loads` went from disk to memory,
-    `swaps` from memory to a slot, each with the milliseconds that all of them took together. Of the requests
-    with an adapter, `found_in_memory` needed no load.
+    `swaps` from memory to a slot, each with the milliseconds that all of them took together.
     """
 
     waiting: int
@@ -141,7 +140,6 @@ class EngineStatus:
     idle: int
     in_memory: int
     adapter_requests: int
-    found_in_memory: int
     loads: int
     load_ms: float
     swaps: int
@@ -151,6 +149,11 @@ class EngineStatus:
     def free(self) -> int:
         """Slots that hold nothing."""
         return self.slots - self.pinned - self.idle
+
+    @property
+    def found_in_memory(self) -> int:
+        """Requests with an adapter that needed no load, or waited for another one's."""
+        return max(0, self.adapter_requests - self.loads)
 
 
 class Engine(Protocol):

@@ -116,7 +116,6 @@ class ScriptedEngine:
         await self.check()
         asked = {request.adapter.name for request in self.in_flight if request.adapter}
         pinned = min(self._slots, len(asked))
-        adapted = sum(request.adapter is not None for request in self.requests)
         return EngineStatus(
             waiting=len(self.in_flight),
             answering=0,
@@ -124,8 +123,7 @@ class ScriptedEngine:
             pinned=pinned,
             idle=min(self._slots, len(self.resident)) - pinned,
             in_memory=len(self.resident),
-            adapter_requests=adapted,
-            found_in_memory=adapted - self._loads,
+            adapter_requests=sum(request.adapter is not None for request in self.requests),
             loads=self._loads,
             load_ms=0.0,
             swaps=self._loads,

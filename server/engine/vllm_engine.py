@@ -57,7 +57,7 @@ class VllmEngine:
         self._resident: set[int] = set()
         self._loading: dict[int, asyncio.Lock] = {}
         self._in_flight: Counter[int] = Counter()
-        self._adapter_requests, self._found_in_memory = 0, 0
+        self._adapter_requests = 0
         self._calls: set[asyncio.Future[Any]] = set()
         self._drained = asyncio.Condition()
 
@@ -150,7 +150,6 @@ class VllmEngine:
             requests=len(requests),
             asked=set(self._in_flight),
             adapter_requests=self._adapter_requests,
-            found_in_memory=self._found_in_memory,
         )
 
     async def check(self) -> None:
@@ -170,7 +169,7 @@ class VllmEngine:
             llm.shutdown(timeout=0.1)
         await asyncio.to_thread(end, family)
         self._resident.clear()
-        self._adapter_requests, self._found_in_memory = 0, 0
+        self._adapter_requests = 0
         async with self._drained:
             self._drained.notify_all()
 
@@ -269,13 +268,12 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest(adapter.name, adapter.engine_id, str(adapter.path))
-        self._adapter_requests += 1
-        self._found_in_memory += adapter.engine_id in self._resident
         if adapter.engine_id not in self._resident:
             async with self._loading.setdefault(adapter.engine_id, asyncio.Lock()):
                 if adapter.engine_id not in self._resident:
                     await self._load(llm, adapter, lora)
             self._loading.pop(adapter.engine_id, None)
+        self._adapter_requests += 1
         return lora
 
     async def _load(self, llm: Any, adapter: Adapter, lora: Any) -> None:

@@ -133,7 +133,6 @@ def status_of(
     requests: int,
     asked: Collection[int],
     adapter_requests: int,
-    found_in_memory: int,
 ) -> EngineStatus:
     """The engine's status: what its worker `counted` (see AdapterWatch), and what is known on this side.
 
@@ -149,7 +148,6 @@ def status_of(
         idle=len(in_slots) - pinned,
         in_memory=len(counted["in_memory"]),
         adapter_requests=adapter_requests,
-        found_in_memory=found_in_memory,
         loads=counted["loads"],
         load_ms=counted["load_ms"],
         swaps=counted["swaps"],
