@@ -22,7 +22,8 @@ SCHEMA = {
     "properties": {
         "kind": {"enum": ["harbour", "market"]},
         "open": {"type": "boolean"},
-        "gates": {"type": "integer"},
+        # No number without bounds: weights of chance may write digits for ever.
+        "gates": {"enum": [1, 2, 3]},
     },
     "required": ["kind", "open", "gates"],
     "additionalProperties": False,
