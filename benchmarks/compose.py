@@ -160,4 +160,7 @@ def _random(directory: Path, model: Path, *, seed: int) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    # All that needs an orderly end has had it; what vLLM does while Python is being taken down may hang.
+    os._exit(code)

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 from sse_starlette import ServerSentEvent
 
 from server.answer_stream import Wire, event, streamed
-from server.answering import Answer, Question
 from server.auth import UserDep
 from server.disconnect import unless_disconnected
 from server.problems import STREAMED, documented
+from server.questions import Answer, Question
 from server.schemas_answer import AnswerOut, QuestionIn
 from server.state import AppState, State
 
