@@ -35,7 +35,8 @@ class DocumentTooLargeError(InvalidDocumentError):
 class InvalidKEError(KMError):
     """The KE cannot be taken as it is."""
 
-    param = "directory"
+    def __init__(self, message: str | None = None, *, param: str | None = "directory") -> None:
+        super().__init__(message, param=param)
 
 
 class ConflictError(KMError):

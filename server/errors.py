@@ -65,7 +65,8 @@ class UnknownKEError(RequestRefusedError):
 class NoKEError(ConflictError):
     """No KE is registered."""
 
-    param = "ke"
+    def __init__(self, message: str | None = None, *, param: str | None = "ke") -> None:
+        super().__init__(message, param=param)
 
 
 class PromptTooLongError(RequestRefusedError):
