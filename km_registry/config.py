@@ -79,6 +79,13 @@ class RegistrySettings(BaseSettings):
         description="`embedded` (SmolLM2-135M-Instruct from its wheel), a local directory, or a hub id",
     )
     max_document_bytes: int = Field(2_000_000, ge=1, description="largest document taken, in bytes of UTF-8")
+    owner_documents: int | None = Field(None, ge=1, description="most documents of one owner")
+    owner_bytes: int | None = Field(
+        None, ge=1, description="most bytes that the documents of one owner have together"
+    )
+    owner_trainings: int | None = Field(
+        None, ge=1, description="most trainings of one owner that wait or run at a time"
+    )
     lora_rank: int = Field(16, ge=1, le=256, description="rank of the KMs that are trained and served")
     ke_rank: int = Field(
         16, ge=0, le=256, description="highest rank of the KEs that are served; 0 serves none"

@@ -24,6 +24,14 @@ class InvalidValueError(KMError):
     """A value cannot be taken as it is."""
 
 
+class QuotaError(KMError):
+    """One owner may not have more."""
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 60) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class InvalidDocumentError(KMError):
     """The document cannot be taken as it is."""
 

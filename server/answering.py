@@ -26,6 +26,7 @@ from server.modes import Choice, Mode
 from server.questions import Answer, Question
 from server.retrieval.base import Passage, RetrievalUnavailableError
 from server.retrieval.retriever import Retriever
+from server.revocations import claim_of
 from server.tokenizer import Tokenizer
 
 
@@ -262,6 +263,7 @@ class Answerer:
             temperature=question.temperature,
             seed=question.seed,
             caller=principal.user_id,
+            claim=claim_of(principal, Action.ASK, document.id),
             adapter=adapter,
             cache_salt=principal.user_id
             if plan.mode is Mode.BASE

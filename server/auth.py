@@ -27,7 +27,10 @@ async def caller(
     state: State,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """The caller behind the request's key. UnauthenticatedError without one that works."""
+    """The caller behind the request's key. UnauthenticatedError without one that works.
+
+    RateLimitedError when it has sent too many requests.
+    """
     if credentials is None:
         raise UnauthenticatedError
     secret = credentials.credentials
@@ -40,6 +43,8 @@ async def caller(
             "This API key is not known here, was revoked or has expired. Check it, or ask for another."
         )
     request.state.user_id = principal.user_id
+    if state.limiter.limits_requests:
+        await run_in_threadpool(state.limiter.request, principal)
     return principal
 
 

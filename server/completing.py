@@ -188,6 +188,7 @@ def request_for(
         priority=asked.priority,
         cache_salt=asked.cache_salt,
         caller=asked.caller,
+        claim=asked.claim,
         **fields,
     )
 

@@ -26,6 +26,7 @@ from server.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from limits.storage import Storage
 
     from server.retrieval.base import Embedder
     from server.state import AppState
@@ -111,7 +112,15 @@ def make_state(
         tokenizer=tokenizer,
         base_model=model,
         load_embedder=_embedder_loader(settings),
+        limit_storage=_limit_storage(records.redis),
     )
+
+
+def _limit_storage(redis: Redis) -> Storage:
+    from limits.storage import RedisStorage
+
+    # The address is that of the pool: it may be a socket, which this library's URLs cannot all say.
+    return RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix="km:limits")
 
 
 def _embedder_loader(settings: ServerSettings) -> Callable[[], Embedder] | None:

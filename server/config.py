@@ -59,6 +59,15 @@ class ServerSettings(RegistrySettings):
     intake_memory_mb: int = Field(1024, ge=256, description="memory for reading one file, in MiB")
     intake_seconds: int = Field(60, ge=1, description="processor time for reading one file, in seconds")
 
+    key_requests_per_minute: int | None = Field(None, ge=1, description="requests of one API key in a minute")
+    user_requests_per_minute: int | None = Field(None, ge=1, description="requests of one user in a minute")
+    key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens read and written for one API key in a minute"
+    )
+    user_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens read and written for one user in a minute"
+    )
+
     embedder: str = Field(
         EMBEDDED,
         description="`embedded` (all-MiniLM-L6-v2 from its wheel), a directory that sentence-transformers "

@@ -8,9 +8,12 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from km_registry.types import Claim
 from server.engine.base import PRIORITY_USER, Delta, Engine, Generation, GenerationRequest
-from server.errors import InvalidRequestError, StoppingError
+from server.errors import InvalidRequestError, RevokedError, StoppingError
+from server.limiting import Limiter
 from server.metrics import Metrics
+from server.revocations import Revocations
 
 T = TypeVar("T")
 
@@ -18,8 +21,19 @@ T = TypeVar("T")
 class Generating:
     """Runs requests on the engine and counts them. One for each server."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, *, most: int, closing: asyncio.Event) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        revocations: Revocations,
+        limiter: Limiter,
+        *,
+        most: int,
+        closing: asyncio.Event,
+    ) -> None:
         self._engine = engine
+        self._revocations = revocations
+        self._limiter = limiter
         self._metrics = metrics
         self._most = most
         self._closing = closing
@@ -27,10 +41,13 @@ class Generating:
     async def whole(self, mode: str, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """The answers, in order. Cancelling the awaiting task aborts all of them; so does one's failure.
 
-        InvalidRequestError for more than the server ever takes at once.
+        InvalidRequestError for more than the server ever takes at once, RateLimitedError for more than the
+        caller may have in a minute, RevokedError when what they rest on is taken away.
         """
-        self._check(requests)
-        found = await _together([self._whole(request) for request in requests])
+        claim = await self._admitted(requests)
+        work = _together([self._whole(request) for request in requests])
+        found = await (work if claim is None else self._revocations.unless_revoked(claim, work))
+        await self._spend(claim, sum(one.prompt_tokens + len(one.token_ids) for one in found))
         for one in found:
             if one.first_token_s is not None:
                 self._metrics.first_token(mode, one.first_token_s)
@@ -45,15 +62,18 @@ class Generating:
         Closing the iterator aborts all of them; so does one's failure. Raises like `whole`, and StoppingError
         when the server stops: its streams are cut, and whoever reads them must know.
         """
-        self._check(requests)
+        claim = await self._admitted(requests)
         arrived: asyncio.Queue[tuple[int, Delta] | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
             asyncio.create_task(self._pump(mode, number, request, arrived))
             for number, request in enumerate(requests)
         ]
-        stopping = asyncio.create_task(self._stopping())
+        cutting = [asyncio.create_task(self._stopping())]
+        if claim is not None:
+            cutting.append(asyncio.create_task(self._revoked(claim)))
         left = len(tasks)
-        for task in (*tasks, stopping):
+        tokens = sum(len(request.prompt_token_ids) for request in requests)
+        for task in (*tasks, *cutting):
             task.add_done_callback(arrived.put_nowait)
         try:
             while left:
@@ -62,13 +82,32 @@ class Generating:
                     item.result()
                     left -= 1
                 else:
+                    tokens += len(item[1].token_ids)
                     yield item
         finally:
-            await _ended([*tasks, stopping])
+            await _ended([*tasks, *cutting])
+            await self._spend(claim, tokens)
+
+    async def _revoked(self, claim: Claim) -> None:
+        with self._revocations.watching(claim) as revoked:
+            await revoked.wait()
+        raise RevokedError
 
     async def _stopping(self) -> None:
         await self._closing.wait()
         raise StoppingError
+
+    async def _admitted(self, requests: Sequence[GenerationRequest]) -> Claim | None:
+        """What all of them rest on, once they may be run."""
+        self._check(requests)
+        claim = requests[0].claim
+        if claim is not None and self._limiter.limits_tokens:
+            await asyncio.to_thread(self._limiter.admit, claim.principal)
+        return claim
+
+    async def _spend(self, claim: Claim | None, tokens: int) -> None:
+        if claim is not None and self._limiter.limits_tokens:
+            await asyncio.to_thread(self._limiter.spend, claim.principal, tokens)
 
     def _check(self, requests: Sequence[GenerationRequest]) -> None:
         if len(requests) > self._most and requests[0].priority <= PRIORITY_USER:

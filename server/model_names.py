@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import NotFoundError
 from km_registry.registry import Registry
-from km_registry.types import KM, Action, Principal
+from km_registry.types import KM, Action, Claim, Principal
 from server.answering import version_salt
 from server.callers import Caller, InternalService
 from server.composites import Composites
@@ -21,6 +21,7 @@ from server.in_flight import InFlight
 from server.kes import KEs
 from server.kms import KMs
 from server.modes import Mode
+from server.revocations import claim_of
 from server.schemas_openai import ModelOut
 
 #: The name under which the base model without a KM is asked.
@@ -43,6 +44,7 @@ class Asked:
     priority: int
     cache_salt: str
     caller: str | None
+    claim: Claim | None = None
 
 
 class Models:
@@ -80,7 +82,8 @@ class Models:
                 mode, salt = Mode.KM, version_salt(km.document_id, km.version)
             choice = await run_in_threadpool(self._kes.choose, ke or None, mode, auto=False)
             async with self._composites.plugged(km, choice.ke) as adapter:
-                yield Asked(mode, adapter, PRIORITY_USER, salt, caller.user_id)
+                claim = claim_of(caller, Action.ASK, document_id)
+                yield Asked(mode, adapter, PRIORITY_USER, salt, caller.user_id, claim)
 
     def of(self, principal: Principal) -> list[ModelOut]:
         """What the principal may name as `model`. Blocking."""

@@ -49,6 +49,8 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     http.ForbiddenError: Problem(403, "permission_error", "forbidden"),
     registry.NotAllowedError: Problem(403, "permission_error", "forbidden"),
     registry.InvalidValueError: Problem(422, "invalid_request_error", "invalid_field"),
+    registry.QuotaError: Problem(429, "rate_limit_error", "quota_exceeded"),
+    http.RateLimitedError: Problem(429, "rate_limit_error", "rate_limited"),
     # Always the same words: whether a thing exists is its owner's business.
     registry.NotFoundError: Problem(404, "not_found_error", "not_found", _NOT_FOUND),
     registry.ConflictError: Problem(409, "conflict_error", "conflict"),

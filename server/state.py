@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
+from limits.storage import Storage
 from redis.asyncio import Redis
 
 from km_registry.base_model import BaseModel
@@ -33,6 +34,7 @@ from server.intake.intake import Intake
 from server.ke_keeper import KEKeeper
 from server.kes import KEs
 from server.kms import KMs
+from server.limiting import Limiter
 from server.metrics import Metrics
 from server.model_names import Models
 from server.removing import Removing
@@ -50,6 +52,8 @@ class AppState:
     `load_embedder` is called once, in a thread, when retrieval is started or first needed; without one
     retrieval is off.
 
+    `limit_storage` counts what keys and users ask for; without one this server counts for itself.
+
     `redis` is where events are announced; the MemoryNotifier that the registry was opened with will do.
     Whoever stops the server sets `closing` first, so that event streams end and nothing waits for them.
     """
@@ -62,6 +66,7 @@ class AppState:
     settings: ServerSettings
     base_model: BaseModel
     load_embedder: Callable[[], Embedder] | None = None
+    limit_storage: Storage | None = None
     metrics: Metrics = field(default_factory=Metrics)
     in_flight: InFlight = field(default_factory=InFlight)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,6 +78,7 @@ class AppState:
     ke_keeper: KEKeeper = field(init=False)
     composing_ahead: ComposingAhead = field(init=False)
     revocations: Revocations = field(init=False)
+    limiter: Limiter = field(init=False)
     retriever: Retriever = field(init=False)
     answerer: Answerer = field(init=False)
     models: Models = field(init=False)
@@ -85,6 +91,7 @@ class AppState:
 
     def __post_init__(self) -> None:
         self.revocations = Revocations(self.registry)
+        self.limiter = Limiter(self.settings, self.limit_storage)
         kms = KMs(self.registry, self.base_model)
         # What answers; what evicts and asks how it is goes to the engine itself.
         self.guarded = GuardedEngine(
@@ -96,6 +103,8 @@ class AppState:
         generating = Generating(
             self.guarded,
             self.metrics,
+            self.revocations,
+            self.limiter,
             most=min(self.settings.max_requests, self.settings.max_requests_per_user),
             closing=self.closing,
         )

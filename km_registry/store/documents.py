@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from km_registry.artifacts import atomic_write, purge_dir
 from km_registry.errors import ArtifactError, NotFoundError
 from km_registry.ids import new_id
-from km_registry.store import audit
+from km_registry.store import audit, quota
 from km_registry.store.access import require, visible_to
 from km_registry.store.content import Content, checked
 from km_registry.store.jobs import queue_job
@@ -217,12 +217,14 @@ def _insert(
         user = session.get(UserRow, principal.user_id)
         if user is None or user.deleted_at is not None:
             raise NotFoundError(f"there is no user {principal.user_id}; use a valid API key")
+        size = len(content.data)
+        quota.check(session, store.settings, principal.user_id, documents=1, size=size, trainings=1)
         row = DocumentRow(
             id=document_id,
             owner_id=principal.user_id,
             title=content.title,
             sha256=content.sha256,
-            size_bytes=len(content.data),
+            size_bytes=size,
             created_at=now(),
             purged={},
             version=1,

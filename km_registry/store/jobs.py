@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from km_registry.artifacts import purge_dir
 from km_registry.errors import ConflictError, StaleAttemptError
 from km_registry.ids import new_id
-from km_registry.store import audit
+from km_registry.store import audit, quota
 from km_registry.store.access import require
 from km_registry.store.rows import as_event, as_job, find_job, latest_job
 from km_registry.store.store import Store, Transaction, now
@@ -75,6 +75,7 @@ def retrain(store: Store, principal: Principal, document_id: str, recipe: dict[s
                 raise ConflictError("the document has its KM already; give a recipe to train it otherwise")
             if not JobState(last.state).finished:
                 raise ConflictError("the document is being trained already; wait for the job to finish")
+            quota.check(transaction.session, store.settings, document.owner_id, trainings=1)
             job = queue_job(transaction, document, last.recipe if recipe is None else recipe)
             if last.version == job.version:
                 hand_over(last.id, job.id)

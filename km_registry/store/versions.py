@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from km_registry.artifacts import atomic_write, purge_dir, purge_file
 from km_registry.composites import forget_kms
 from km_registry.errors import ConflictError, NotFoundError
-from km_registry.store import audit
+from km_registry.store import audit, quota
 from km_registry.store.access import require
 from km_registry.store.content import checked
 from km_registry.store.jobs import cancel_unfinished, queue_job
@@ -98,6 +98,8 @@ def _change(
     if (content.sha256, content.title) == (row.sha256, row.title):
         return None
     cancel_unfinished(transaction, row.id)
+    grown = len(content.data) - row.size_bytes
+    quota.check(transaction.session, store.settings, row.owner_id, size=grown, trainings=1)
     row.version += 1
     row.title, row.sha256, row.size_bytes = content.title, content.sha256, len(content.data)
     add_version(transaction.session, row)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from km_registry.types import Claim
+
 #: Users' questions run before synthetic text; lower runs first.
 PRIORITY_USER = 0
 PRIORITY_SYNTHESIS = 10
@@ -42,7 +44,8 @@ class GenerationRequest:
     """One prompt, as token ids, and how to go on from it.
 
     `adapter` None asks the bare base model. `cache_salt` keeps cached prefixes apart. `caller` is the user
-    that it is for, where users are bounded; it changes nothing of the answer.
+    that it is for, where users are bounded, and `claim` what it rests on: it ends when that no longer stands.
+    Neither changes anything of the answer.
     With `logprobs` the result holds the log-probability of every token that was written, with
     `prompt_logprobs` that of every prompt token but the first, each with the `top_logprobs` likeliest tokens
     at its place. `max_tokens` 0 scores the prompt and writes nothing.
@@ -59,6 +62,7 @@ class GenerationRequest:
     priority: int = PRIORITY_USER
     cache_salt: str | None = None
     caller: str | None = None
+    claim: Claim | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logprobs: bool = False

@@ -95,3 +95,36 @@ async def test_times_are_counted(ada: Someone, admin: Someone, registry: Registr
     assert 'km_first_token_milliseconds_count{mode="km"} 2.0' in lines
     assert 'km_answer_milliseconds_count{mode="km"} 2.0' in lines
     assert 'km_tokens_total{kind="completion",mode="km"} 8.0' in lines
+
+
+@pytest.mark.parametrize("by", ["grant", "key"])
+async def test_a_stream_is_cut_when_what_it_rests_on_is_taken(
+    ada: Someone, bob: Someone, engine: ScriptedEngine, by: str
+) -> None:
+    document_id = await ada.upload()
+    await ada.http.post(f"/documents/{document_id}/grants", json={"user": "Bob"})
+    (key,) = (await bob.http.get("/keys")).json()["keys"]
+    engine.hold(after_tokens=1)
+    theirs = asyncio.create_task(bob.ask(document_id, "icl", stream=True))
+    await asyncio.wait_for(engine.until_streamed(1), 10)
+    whole = asyncio.create_task(bob.ask(document_id, "icl"))
+    owners = asyncio.create_task(ada.ask(document_id, "icl"))
+    await asyncio.wait_for(engine.until_asked(3), 10)
+    granted = f"/documents/{document_id}/grants/{bob.principal.user_id}"
+    revoking = ada.http.delete(granted) if by == "grant" else bob.http.delete(f"/keys/{key['id']}")
+    assert (await revoking).is_success
+    *_, (kind, data) = events_of(await asyncio.wait_for(theirs, 10))
+    assert (kind, data["error"]["code"]) == ("error", "not_found")
+    assert (await asyncio.wait_for(whole, 10)).status_code == 404
+    engine.release()
+    assert (await asyncio.wait_for(owners, 10)).status_code == 200
+
+
+async def test_a_completion_is_cut_when_its_key_is_revoked(ada: Someone, engine: ScriptedEngine) -> None:
+    (key,) = (await ada.http.get("/keys")).json()["keys"]
+    engine.hold(after_tokens=1)
+    asked = {"model": "base", "prompt": "It opens at six", "stream": True}
+    completing = asyncio.create_task(ada.http.post("/v1/completions", json=asked))
+    await asyncio.wait_for(engine.until_streamed(1), 10)
+    assert (await ada.http.delete(f"/keys/{key['id']}")).is_success
+    assert "not_found" in (await asyncio.wait_for(completing, 10)).text
