@@ -68,6 +68,8 @@ EXPECTED = {
     ("DELETE", "/documents/{document_id}"): Expected(200, OWNER),
     ("GET", "/documents/{document_id}/events"): Expected(200, READERS),
     ("POST", "/documents/{document_id}/train"): Expected(202, OWNER, body=RECIPE),
+    # None waits: who may order the waiting ones is told so.
+    ("PUT", "/documents/{document_id}/priority"): Expected(409, OWNER, body={"priority": "high"}),
     ("GET", "/documents/{document_id}/grants"): Expected(200, OWNER),
     ("POST", "/documents/{document_id}/grants"): Expected(201, OWNER, body={"user": "Somebody"}),
     ("DELETE", "/documents/{document_id}/grants/{principal_id}"): Expected(204, OWNER),
