@@ -50,24 +50,30 @@ class Limiter:
         settings = self._settings
         per_minute = settings.key_requests_per_minute, settings.user_requests_per_minute
         for item, whose in _bounds(principal, "requests", *per_minute):
-            if not self._counted(lambda limiter, item=item, whose=whose: limiter.hit(item, whose)):
+            if not self._hit(item, whose):
                 raise self._refusal(item, whose, "requests")
 
     def admit(self, principal: Principal) -> None:
         """RateLimitedError when the key or the user has had all the tokens of this minute."""
         for item, whose in self._of_tokens(principal):
-            if not self._counted(lambda limiter, item=item, whose=whose: limiter.test(item, whose)):
+            if not self._left(item, whose):
                 raise self._refusal(item, whose, "tokens")
 
     def spend(self, principal: Principal, tokens: int) -> None:
         """Count tokens that were read and written, also those beyond the limit: then the next ones wait."""
         for item, whose in self._of_tokens(principal):
-            self._counted(lambda limiter, item=item, whose=whose: limiter.hit(item, whose, cost=tokens))
+            self._hit(item, whose, tokens)
 
     def _of_tokens(self, principal: Principal) -> Iterator[Bound]:
         settings = self._settings
         per_minute = settings.key_tokens_per_minute, settings.user_tokens_per_minute
         return _bounds(principal, "tokens", *per_minute)
+
+    def _hit(self, item: RateLimitItem, whose: str, cost: int = 1) -> bool:
+        return self._counted(lambda limiter: limiter.hit(item, whose, cost=cost))
+
+    def _left(self, item: RateLimitItem, whose: str) -> bool:
+        return self._counted(lambda limiter: limiter.test(item, whose))
 
     def _counted(self, call: Callable[[FixedWindowRateLimiter], T]) -> T:
         if self._shared is not None:
