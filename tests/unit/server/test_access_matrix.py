@@ -22,6 +22,7 @@ from tests.unit.server.conftest import Someone, client_of, error_of, train
 CALLERS = ("anonymous", "expired", "revoked", "stranger", "admin", "reader", "member", "owner")
 KEYLESS = {"anonymous", "expired", "revoked"}
 UNKNOWN = {
+    "receipt_id": "doc_aaaaaaaaaaaaaaaaaaaa",
     "ke_id": "ke_aaaaaaaaaaaaaaaaaaaa",
     "name": "doc_aaaaaaaaaaaaaaaaaaaa",
     "document_id": "doc_aaaaaaaaaaaaaaaaaaaa",
@@ -68,12 +69,15 @@ EXPECTED = {
     ("DELETE", "/documents/{document_id}"): Expected(200, OWNER),
     ("GET", "/documents/{document_id}/events"): Expected(200, READERS),
     ("POST", "/documents/{document_id}/train"): Expected(202, OWNER, body=RECIPE),
+    ("DELETE", "/documents/{document_id}/km"): Expected(200, OWNER),
+    # It is the newest, which stays: who may delete a former one is told so.
+    ("DELETE", "/documents/{document_id}/versions/{version}"): Expected(409, OWNER),
     # None waits: who may order the waiting ones is told so.
     ("PUT", "/documents/{document_id}/priority"): Expected(409, OWNER, body={"priority": "high"}),
     ("GET", "/documents/{document_id}/grants"): Expected(200, OWNER),
     ("POST", "/documents/{document_id}/grants"): Expected(201, OWNER, body={"user": "Somebody"}),
     ("DELETE", "/documents/{document_id}/grants/{principal_id}"): Expected(204, OWNER),
-    ("GET", "/receipts/{document_id}"): Expected(200, OWNER),
+    ("GET", "/receipts/{receipt_id}"): Expected(200, OWNER),
     ("GET", "/kes"): Expected(200, USERS),
     # There is none: who may register, change or delete one is told so.
     ("POST", "/kes"): Expected(422, ADMIN, 403, body={"directory": "/nowhere"}),
@@ -93,6 +97,7 @@ EXPECTED = {
     ("GET", "/users"): Expected(200, ADMIN, 403),
     ("POST", "/users"): Expected(201, ADMIN, 403, body={"name": "user {number}"}),
     ("GET", "/users/me"): Expected(200, USERS),
+    ("DELETE", "/users/{user_id}"): Expected(200, ADMIN, 403),
     ("GET", "/groups"): Expected(200, USERS),
     ("POST", "/groups"): Expected(201, ADMIN, 403, body={"name": "group {number}"}),
     ("DELETE", "/groups/{group_id}"): Expected(204, ADMIN, 403),
@@ -136,6 +141,8 @@ class World:
         km = train(self._registry, document.id, owner)
         group = people.create_group(admin, f"shared {number}")
         people.add_member(admin, group.id, "member")
+        leaving, _ = self._registry.create_user(f"leaving {number}")
+        people.add_member(admin, group.id, leaving.id)
         people.share(owner, document.id, user="reader", role=Role.READER)
         people.share(owner, document.id, group=group.id, role=Role.READER)
         key, _ = people.create_key(owner, f"key of {number}")
@@ -145,11 +152,13 @@ class World:
         return {
             "document_id": document.id,
             "name": document.id,
+            "receipt_id": document.id,
+            "version": "1",
             "ke_id": UNKNOWN["ke_id"],
             "km_id": km.id,
             "group_id": group.id,
             "principal_id": group.id,
-            "user_id": self.users["member"].user_id,
+            "user_id": leaving.id,
             "key_id": key.id,
             "number": str(number),
         }
