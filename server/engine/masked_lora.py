@@ -212,8 +212,6 @@ def merge_slices(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tens
     Raises:
         RuntimeError: the slices have not the same rank.
     """
-    if len(a) == 1:
-        return a[0].squeeze(1), b[0].squeeze(1)
     slots, inner = a[0].shape[0], a[0].shape[3]
     ranks = {t.shape[3] for t in b}
     if len(ranks) > 1:
@@ -227,7 +225,8 @@ def merge_slices(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tens
     # not be written.
     with torch.inference_mode(mode=False):
         joined_a = a[0].new_zeros(slots, 1, joined_rank, inner)
-        joined_b = b[0].new_zeros(slots, 1, sum(outs), joined_rank)
+        # Transposed in memory: what an adapter of a lower rank fills is one block then, in b as in a.
+        joined_b = b[0].new_zeros(slots, 1, joined_rank, sum(outs)).transpose(2, 3)
         out_at = 0
         for i, (slice_a, slice_b, out) in enumerate(zip(a, b, outs, strict=True)):
             _rebind(slice_a, joined_a[:, :, i::count, :])
