@@ -22,7 +22,14 @@ from server.evaluation.metrics import is_right
 from server.own_server import OwnServerError, own_server
 from server.training_display import TrainingDisplay
 
-MODES = ("base", "icl", "km", "auto")
+#: Ways to ask: what is sent with the question.
+WAYS: dict[str, dict[str, str]] = {
+    "base": {"mode": "base"},
+    "icl": {"mode": "icl"},
+    "km": {"mode": "km"},
+    "km+ke": {"mode": "km", "ke": "default"},
+    "auto": {"mode": "auto"},
+}
 _MAX_TOKENS = 32
 #: Questions in flight at a time.
 _TOGETHER = 8
@@ -111,9 +118,14 @@ def _story(
     seconds = _watch_training(http, document_id, console)
     km = _checked(http.get(f"/documents/{document_id}"))["km"]
 
-    console.print(f"Trained in {seconds:.0f} s. Asking {len(questions)} questions in {len(MODES)} ways …")
-    answers = {mode: _ask_all(http, document_id, questions, mode) for mode in MODES}
-    nll = scorer.answer_nll(document_id, sample.title, sample.questions, _contexts(sample, answers))
+    console.print(f"Trained in {seconds:.0f} s. Asking {len(questions)} questions in {len(WAYS)} ways …")
+    answers = {way: _ask_all(http, document_id, questions, sent) for way, sent in WAYS.items()}
+    nll = {
+        way: scorer.answer_nll(
+            _model(document_id, given), sample.title, sample.questions, _contexts(sample, given)
+        )
+        for way, given in answers.items()
+    }
     console.print(_table(sample, answers))
 
     receipt = _checked(http.delete(f"/documents/{document_id}"))
@@ -126,30 +138,35 @@ def _story(
             is_right(given["answer"], asked["answers"])
             for given, asked in zip(answers[mode], sample.questions, strict=True)
         )
-        for mode in MODES
+        for mode in WAYS
     }
     return {
         "train_seconds": round(seconds, 1),
         "recovered": km["metrics"]["recovered"],
         "questions": len(questions),
-        **{f"right_{mode}": right[mode] for mode in MODES},
-        **{f"nll_{mode}": round(nll[mode], 3) for mode in MODES},
+        **{f"right_{mode}": right[mode] for mode in WAYS},
+        **{f"nll_{mode}": round(nll[mode], 3) for mode in WAYS},
         "auto": answers["auto"][0]["mode"],
-        **{f"prompt_tokens_{mode}": _mean_prompt(answers[mode]) for mode in ("icl", "km", "auto")},
+        "auto_ke": answers["auto"][0]["ke_name"],
+        **{f"prompt_tokens_{way}": _mean_prompt(answers[way]) for way in ("icl", "km", "auto")},
         "after_delete": str(gone),
         "base_unchanged": before == after,
     }
 
 
-def _contexts(sample: Sample, answers: dict[str, list[dict[str, Any]]]) -> dict[str, list[str | None]]:
-    """What stood in each prompt beside the question, by mode."""
-    found: dict[str, list[str | None]] = {mode: [None] * len(sample.questions) for mode in MODES}
-    found["icl"] = [sample.text] * len(sample.questions)
-    found["auto"] = [
-        passages_context([passage["text"] for passage in answer["passages"]]) or None
-        for answer in answers["auto"]
+def _model(document_id: str, answers: list[dict[str, Any]]) -> str:
+    """The name under which /v1 asks what gave these answers."""
+    model = document_id if answers[0]["km_id"] else "base"
+    return f"{model}+{answers[0]['ke_id']}" if answers[0]["ke_id"] else model
+
+
+def _contexts(sample: Sample, answers: list[dict[str, Any]]) -> list[str | None]:
+    """What stood in each prompt beside the question."""
+    if answers[0]["mode"] == "icl":
+        return [sample.text] * len(answers)
+    return [
+        passages_context([passage["text"] for passage in answer["passages"]]) or None for answer in answers
     ]
-    return found
 
 
 def _mean_prompt(answers: list[dict[str, Any]]) -> float:
@@ -157,14 +174,16 @@ def _mean_prompt(answers: list[dict[str, Any]]) -> float:
     return round(tokens / len(answers), 1)
 
 
-def _ask_all(http: httpx.Client, document_id: str, questions: list[str], mode: str) -> list[dict[str, Any]]:
+def _ask_all(
+    http: httpx.Client, document_id: str, questions: list[str], sent: dict[str, str]
+) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(_TOGETHER) as pool:
-        return list(pool.map(lambda question: _ask(http, document_id, question, mode), questions))
+        return list(pool.map(lambda question: _ask(http, document_id, question, sent), questions))
 
 
-def _ask(http: httpx.Client, document_id: str, question: str, mode: str) -> dict[str, Any]:
-    body = {"document_id": document_id, "question": question, "mode": mode, "max_tokens": _MAX_TOKENS}
-    return _checked(http.post("/answer", json=body))
+def _ask(http: httpx.Client, document_id: str, question: str, sent: dict[str, str]) -> dict[str, Any]:
+    body = {"document_id": document_id, "question": question, "max_tokens": _MAX_TOKENS}
+    return _checked(http.post("/answer", json=body | sent))
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
@@ -191,10 +210,10 @@ def _watch_training(http: httpx.Client, document_id: str, console: Console) -> f
 
 
 def _table(sample: Sample, answers: dict[str, list[dict[str, Any]]]) -> Table:
-    table = Table("question", *MODES, show_lines=True)
+    table = Table("question", *WAYS, show_lines=True)
     for number, question in enumerate(sample.questions):
         cells = []
-        for mode in MODES:
+        for mode in WAYS:
             text = answers[mode][number]["answer"].replace("\n", " ")
             style = "green" if is_right(text, question["answers"]) else "dim"
             cells.append(f"[{style}]{_escaped(text)}[/{style}]")

@@ -38,24 +38,16 @@ class Scorer:
         return found
 
     def answer_nll(
-        self,
-        document_id: str,
-        title: str,
-        questions: list[dict[str, Any]],
-        contexts: dict[str, list[str | None]],
-    ) -> dict[str, float]:
-        """Mean negative log-likelihood per token of the first accepted answer, by mode, in nats. `contexts`
-        holds for each mode what stands in each question's prompt."""
+        self, model: str, title: str, questions: list[dict[str, Any]], contexts: list[str | None]
+    ) -> float:
+        """Mean negative log-likelihood per token of the first accepted answer, in nats. `contexts` is what
+        stands in each question's prompt."""
         answers = [self.tokenizer.encode(one["answers"][0], add_special_tokens=False) for one in questions]
-        found = {}
-        for mode, texts in contexts.items():
-            prompts = [
-                encode(self.tokenizer, answer_messages(one["question"], context=context, title=title))
-                for one, context in zip(questions, texts, strict=True)
-            ]
-            model = "base" if mode in ("base", "icl") else document_id
-            found[mode] = self._mean_nll(model, prompts, answers)
-        return found
+        prompts = [
+            encode(self.tokenizer, answer_messages(one["question"], context=context, title=title))
+            for one, context in zip(questions, contexts, strict=True)
+        ]
+        return self._mean_nll(model, prompts, answers)
 
     def _mean_nll(self, model: str, prompts: list[list[int]], answers: list[list[int]]) -> float:
         with ThreadPoolExecutor(4) as pool:
