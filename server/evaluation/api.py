@@ -64,8 +64,12 @@ class Api:
         return await self._json(key, "GET", f"/documents/{document_id}")
 
     async def retrain(self, key: str, document_id: str) -> None:
-        """Train again what has failed or was cancelled."""
-        await self._json(key, "POST", f"/documents/{document_id}/train")
+        """Train again what has failed or was cancelled; what is being trained already goes on."""
+        try:
+            await self._json(key, "POST", f"/documents/{document_id}/train")
+        except RefusedError as error:
+            if error.status != 409:
+                raise
 
     async def delete(self, key: str, document_id: str) -> None:
         """Delete a document; one that is gone already is as good."""
