@@ -84,7 +84,9 @@ def delta_of(request: GenerationRequest, output: Any) -> Delta:
         text="" if scoring else completion.text,
         token_ids=token_ids,
         finish_reason=_finish_reason(request, output) if output.finished else None,
-        logprobs=_logprobs(token_ids, completion.logprobs or [], request) if request.logprobs else None,
+        logprobs=_logprobs(token_ids, () if scoring else completion.logprobs or (), request)
+        if request.logprobs
+        else None,
         prompt_logprobs=_logprobs(request.prompt_token_ids[1:], output.prompt_logprobs[1:], request)
         if request.prompt_logprobs and output.prompt_logprobs
         else None,

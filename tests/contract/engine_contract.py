@@ -92,8 +92,12 @@ class EngineContract:
             (one.token_id, one.logprob) for one in found.logprobs
         ]
 
-    async def test_a_prompt_is_scored_without_writing(self, engine: Engine, ask: Ask) -> None:
-        found = await engine.generate(ask(QUESTION, 0, prompt_logprobs=True))
+    @pytest.mark.parametrize("logprobs", [False, True])
+    async def test_a_prompt_is_scored_without_writing(
+        self, engine: Engine, ask: Ask, logprobs: bool
+    ) -> None:
+        found = await engine.generate(ask(QUESTION, 0, prompt_logprobs=True, logprobs=logprobs))
+        assert not found.logprobs
         assert (found.text, found.token_ids, found.finish_reason) == ("", (), "length")
         assert len(found.prompt_logprobs or ()) == found.prompt_tokens - 1
         assert {one.top for one in found.prompt_logprobs or ()} == {()}
