@@ -93,9 +93,7 @@ class EngineContract:
         ]
 
     @pytest.mark.parametrize("logprobs", [False, True])
-    async def test_a_prompt_is_scored_without_writing(
-        self, engine: Engine, ask: Ask, logprobs: bool
-    ) -> None:
+    async def test_a_prompt_is_scored_without_writing(self, engine: Engine, ask: Ask, logprobs: bool) -> None:
         found = await engine.generate(ask(QUESTION, 0, prompt_logprobs=True, logprobs=logprobs))
         assert not found.logprobs
         assert (found.text, found.token_ids, found.finish_reason) == ("", (), "length")

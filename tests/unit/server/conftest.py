@@ -169,11 +169,15 @@ def app(state: AppState) -> FastAPI:
     return create_app(state)
 
 
-@pytest.fixture
-async def url(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """Where the app is served for real, on the loopback."""
-    # What stops a server tells every event stream of its process, later ones too.
+@pytest.fixture(autouse=True)
+def _no_server_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What stops a server tells every event stream of its process, those of later tests too.
     monkeypatch.setattr(AppStatus, "should_exit", False)
+
+
+@pytest.fixture
+async def url(app: FastAPI) -> AsyncIterator[str]:
+    """Where the app is served for real, on the loopback."""
     listener = listen("127.0.0.1", 0)
     server = HttpServer(app, listener)
     await server.start()

@@ -32,7 +32,10 @@ async def test_one_text(ada: Someone, engine: ScriptedEngine, tokenizer: WordTok
         cache_salt=ada.principal.user_id,
         caller=ada.principal.user_id,
         priority=PRIORITY_USER,
+        claim=request.claim,
     )
+    assert request.claim is not None
+    assert request.claim.principal.user_id == ada.principal.user_id
     assert body["object"] == "text_completion"
     assert body["model"] == "base"
     (choice,) = body["choices"]
