@@ -14,11 +14,9 @@ from typing import Any
 
 import structlog
 import torch
-from torch import Tensor
 
 from km_registry.errors import KMError
 from trainer_worker.distillation import Part, loss_sums
-from trainer_worker.lanes import Lanes
 from trainer_worker.packing import packed_tokens
 from trainer_worker.pairs import Pair, filled
 from trainer_worker.runs import Run, RunState, TrainingError, TrainResult
@@ -61,7 +59,7 @@ def train(
     A KMError that a run's own callbacks raise, a loss that is not finite or too little memory ends that run.
     What else is raised ends the loop; runs with a directory leave checkpoints first, so that they can go on.
     """
-    limit, lanes = _Limit(forward_tokens), Lanes(model)
+    limit = _Limit(forward_tokens)
     active: list[RunState] = []
     entering = list(runs)
     saved = time.monotonic()
@@ -80,7 +78,7 @@ def train(
             active = [state for state in active if state not in done]
             for state in done:
                 yield Ended(state, error=errors[state]) if state in errors else Ended(state, state.finish())
-            errors = _step(model, lanes, active, limit)
+            errors = _step(model, active, limit)
             if time.monotonic() - saved >= checkpoint_s:
                 # All at the same step, so that they also go on side by side.
                 errors |= _save([state for state in active if state not in errors])
@@ -136,16 +134,16 @@ class _Limit:
         return True
 
 
-def _step(model: Any, lanes: Lanes, active: list[RunState], limit: _Limit) -> dict[RunState, KMError]:
+def _step(model: Any, active: list[RunState], limit: _Limit) -> dict[RunState, KMError]:
     """One step of every run; those that end by it, with the reason."""
     errors: dict[RunState, KMError] = {}
     batches = {state: state.draw() for state in active}
-    losses = _gradients(model, lanes, batches, limit, errors)
+    losses = _gradients(model, batches, limit, errors)
     if len(losses) > 1 and not all(map(math.isfinite, losses.values())):
         # Whoever's it is, it may have spread through what they share: let each compute alone.
         losses = {}
         for state, batch in batches.items():
-            losses |= _gradients(model, lanes, {state: batch}, limit, errors)
+            losses |= _gradients(model, {state: batch}, limit, errors)
     for state, loss in losses.items():
         if not math.isfinite(loss):
             errors[state] = TrainingError(
@@ -161,11 +159,11 @@ def _step(model: Any, lanes: Lanes, active: list[RunState], limit: _Limit) -> di
 
 
 def _gradients(
-    model: Any, lanes: Lanes, batches: _Batches, limit: _Limit, errors: dict[RunState, KMError]
+    model: Any, batches: _Batches, limit: _Limit, errors: dict[RunState, KMError]
 ) -> dict[RunState, float]:
     """Leave each run's clipped gradient in its slot; its loss, not finite if the gradient is not."""
     while batches := {state: batch for state, batch in batches.items() if state not in errors}:
-        losses, failed = _accumulate(model, lanes, batches, limit, errors)
+        losses, failed = _accumulate(model, batches, limit, errors)
         if not failed:
             return {
                 state: loss if math.isfinite(state.clip()) else math.nan for state, loss in losses.items()
@@ -182,19 +180,12 @@ def _gradients(
 
 
 def _accumulate(
-    model: Any, lanes: Lanes, batches: _Batches, limit: _Limit, errors: dict[RunState, KMError]
+    model: Any, batches: _Batches, limit: _Limit, errors: dict[RunState, KMError]
 ) -> tuple[dict[RunState, float], _Parts]:
     """Sum the gradient of every run's mean loss over forward passes; the losses, or the parts that memory did
     not suffice for."""
     targets = {state: sum(len(pair.example.target) for pair in batch) for state, batch in batches.items()}
     losses = {state: torch.zeros((), device=model.device) for state in batches}
-
-    def backward(some: _Parts) -> list[Tensor]:
-        sums = loss_sums(model, [Part(state.run.slot, pairs, state.run.recipe) for state, pairs in some])
-        means = [loss / targets[state] for loss, (state, _) in zip(sums, some, strict=True)]
-        torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
-        return [loss.detach() for loss in means]
-
     for state in batches:
         state.prepare()
     model.train()
@@ -203,11 +194,13 @@ def _accumulate(
         if not parts:
             continue
         try:
-            means = lanes.map(backward, parts, lambda part: _tokens(part[1]))
+            sums = loss_sums(model, [Part(state.run.slot, pairs, state.run.recipe) for state, pairs in parts])
+            means = [loss / targets[state] for loss, (state, _) in zip(sums, parts, strict=True)]
+            torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
             return {}, parts
         for (state, _), loss in zip(parts, means, strict=True):
-            losses[state] += loss
+            losses[state] += loss.detach()
     return {state: loss.item() for state, loss in losses.items() if state not in errors}, []
 
 
