@@ -22,7 +22,8 @@ from km_registry.prompts import ChatTokenizer, Message, render
 TOGETHER = 32
 #: Requests on the way at a time; most hold several texts.
 _REQUESTS = 16
-_ATTEMPTS = 5
+#: They wait about 45 seconds in all: an engine that is started again is back by then.
+_ATTEMPTS = 9
 
 
 class GeneratorError(KMError):

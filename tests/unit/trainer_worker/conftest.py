@@ -119,7 +119,7 @@ def make_pairs(make_examples: Callable[..., list[Example]]) -> Callable[..., lis
 @pytest.fixture(autouse=True)
 def _no_waiting() -> Iterator[None]:
     """Retries do not wait, and are as many as in production."""
-    with stamina.set_testing(True, attempts=5, cap=True):
+    with stamina.set_testing(True, attempts=9, cap=True):
         yield
 
 
