@@ -54,7 +54,7 @@ def _applied(base: nn.Module, loras: Sequence[tuple[Lora, dict[str, float]]]) ->
     handles = []
     for lora, weights in loras:
         for layer, (a, b) in lora.pairs.items():
-            a_t, b_t = torch.from_numpy(a.copy()), torch.from_numpy(b.copy())
+            a_t, b_t = torch.from_numpy(a.copy()).float(), torch.from_numpy(b.copy()).float()
             hook = _adding(a_t, b_t, weights[layer] * lora.scale)
             handles.append(base.get_submodule(layer).register_forward_hook(hook))
     try:

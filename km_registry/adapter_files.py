@@ -67,8 +67,13 @@ def is_finite(tensor: dict[str, Any]) -> bool:
 
 def as_float32(tensor: dict[str, Any]) -> NDArray[np.float32]:
     """The tensor in float32, which holds every float16 and bfloat16 number exactly."""
+    return as_stored(tensor).astype(np.float32, copy=False)
+
+
+def as_stored(tensor: dict[str, Any]) -> NDArray[np.floating]:
+    """The tensor as it is stored, without a copy; bfloat16, which NumPy does not have, in float32."""
     if tensor["dtype"] == "BF16":
         halves = np.frombuffer(tensor["data"], dtype="<u2").astype("<u4") << 16
         return halves.view("<f4").reshape(tensor["shape"])
     stored = np.frombuffer(tensor["data"], dtype=_FLOATS[tensor["dtype"]])
-    return stored.reshape(tensor["shape"]).astype(np.float32, copy=False)
+    return stored.reshape(tensor["shape"])

@@ -24,6 +24,7 @@ from km_registry.adapter_files import (
     PREFIX,
     WEIGHTS,
     as_float32,
+    as_stored,
     read_json,
     read_tensors,
 )
@@ -35,7 +36,8 @@ FORMAT = 1
 _LENGTH = 20
 _REMEDY = "register the KE anew, or train the document again"
 
-Matrix = NDArray[np.float32]
+#: Of any floating-point format in an adapter, of float32 in a composite.
+Matrix = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +102,17 @@ def joined(
 
 
 def _stacked(parts: list[tuple[Matrix, Matrix, float]], rank: int) -> tuple[Matrix, Matrix]:
-    """One pair of this rank out of several, each with a factor on its B; what is left over is zero."""
-    a = np.zeros((rank, parts[0][0].shape[1]), dtype=np.float32)
-    b = np.zeros((parts[0][1].shape[0], rank), dtype=np.float32)
+    """One pair of this rank, in float32, out of several, each with a factor on its B; what is left over is
+    zero."""
+    a = np.empty((rank, parts[0][0].shape[1]), dtype=np.float32)
+    b = np.empty((parts[0][1].shape[0], rank), dtype=np.float32)
     at = 0
     for part_a, part_b, factor in parts:
         end = at + part_a.shape[0]
         a[at:end] = part_a
         np.multiply(part_b, np.float32(factor), out=b[:, at:end])
         at = end
+    a[at:] = b[:, at:] = 0
     return a, b
 
 
@@ -118,7 +122,8 @@ def read_lora(directory: Path) -> Lora:
     halves: dict[str, dict[str, Matrix]] = {}
     for name, tensor in read_tensors(directory / WEIGHTS, _REMEDY):
         layer, _, half = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        halves.setdefault(layer, {})[half] = as_float32(tensor)
+        # Widened where it is multiplied: a pass over all numbers less.
+        halves.setdefault(layer, {})[half] = as_stored(tensor)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ArtifactError(f"{CONFIG} of {directory.name} has no rank or no alpha; {_REMEDY}")

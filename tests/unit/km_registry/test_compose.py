@@ -153,9 +153,12 @@ def test_other_number_formats_are_read_exactly(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "km", rank=4, fill=0.3)
     weights = {name: values.astype(np.float16) for name, values in load_file(adapter / WEIGHTS).items()}
     save_file(weights, adapter / WEIGHTS)
-    a, _ = read_lora(adapter).pairs[LAYER]
-    assert a.dtype == np.float32
+    extractor = read_lora(adapter)
+    scalars = {layer: (0.5, 0.5) for layer in extractor.pairs}
+    a, b = joined(None, extractor, scalars)[0][LAYER]
+    assert (a.dtype, b.dtype) == (np.float32, np.float32)
     assert a[0, 0] == np.float32(np.float16(0.3))
+    assert b[0, 0] == np.float32(np.float16(0.3)) * np.float32(0.5 * extractor.scale)
     brain = {"dtype": "BF16", "shape": [2], "data": np.array([0x3F80, 0xC000], dtype="<u2").tobytes()}
     assert as_float32(brain).tolist() == [1.0, -2.0]
 
