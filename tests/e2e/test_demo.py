@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib.resources import files
+from pathlib import Path
 
 import psutil
+import pytest
 
 #: A training of seconds, on what the document itself says.
 RECIPE = {"kinds": ["repeat"], "steps": 8}
@@ -19,10 +22,25 @@ KEYS = {
 }
 
 
-def test_the_demo_tells_the_whole_story_and_leaves_nothing_running() -> None:
+#: Every way of asking takes minutes for all questions of the sample.
+EVERY = 3
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    """The sample document with some of its questions."""
+    samples = files("server") / "samples"
+    path = tmp_path / "demo.md"
+    path.write_text((samples / "demo.md").read_text(encoding="utf-8"), encoding="utf-8")
+    lines = (samples / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    path.with_suffix(".jsonl").write_text("\n".join(lines[::EVERY]), encoding="utf-8")
+    return path
+
+
+def test_the_demo_tells_the_whole_story_and_leaves_nothing_running(document: Path) -> None:
     before = {process.pid for process in psutil.process_iter()}
     done = subprocess.run(
-        [sys.executable, "-m", "server", "demo", "--recipe", json.dumps(RECIPE)],
+        [sys.executable, "-m", "server", "demo", "--document", str(document), "--recipe", json.dumps(RECIPE)],
         env={name: value for name, value in os.environ.items() if not name.startswith("KM_")},
         capture_output=True,
         text=True,
@@ -31,7 +49,7 @@ def test_the_demo_tells_the_whole_story_and_leaves_nothing_running() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(figures) == KEYS
-    assert figures["questions"] == 20
+    assert figures["questions"] == 7
     assert figures["right_base"] == 0
     assert figures["right_icl"] > 0
     assert figures["nll_icl"] < figures["nll_base"]
