@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from km_registry.types import KE, KM
 from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError
 from server.kms import adapter_of
 from server.metrics import Metrics
+from server.once import Once
 
 _log = structlog.get_logger(__name__)
 
@@ -55,8 +55,8 @@ class Composites:
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._engine_ids = itertools.count(FIRST_ENGINE_ID)
-        self._making: dict[Path, asyncio.Task[None]] = {}
-        self._leaving: dict[Path, asyncio.Task[None]] = {}
+        self._making: Once[Path, None] = Once("compose")
+        self._leaving: Once[Path, None] = Once("remove composite")
         self._kept: OrderedDict[Path, _Kept] = OrderedDict()
         composites.remove_unfinished(root)
         for path in composites.all_composites(root):
@@ -110,12 +110,16 @@ class Composites:
         self._make_room()
         return True
 
-    async def evict_km(self, km: KM) -> list[str]:
-        """Have the engine let go of all composites of a KM; names of those that were in it.
+    async def evict_kms(self, kms: Iterable[KM]) -> list[str]:
+        """Have the engine let go of KMs and all composites of them; names of those that were in it.
 
         Their files may be removed then. Nobody may be using them, or begin to.
         """
-        return await self._evict([path for path in self._known() if path.parent.name == km.id])
+        evicted = []
+        for km in kms:
+            evicted += await self._evict([path for path in self._known() if path.parent.name == km.id])
+            evicted += [km.id] if await self._engine.evict(adapter_of(km)) else []
+        return evicted
 
     async def evict_ke(self, ke: KE) -> list[str]:
         """The same for all composites of a KE, and what serves it alone."""
@@ -123,22 +127,16 @@ class Composites:
 
     async def settled(self) -> None:
         """Wait for what is being made and removed."""
-        if tasks := [*self._making.values(), *self._leaving.values()]:
-            await asyncio.wait(tasks)
+        await self._making.settled()
+        await self._leaving.settled()
 
     # --- making ----------------------------------------------------------------------------------------
 
     async def _made(self, path: Path, ke: KE, km: KM | None) -> None:
         """Wait until it is there. Whoever asks first makes it, and the others wait for the same."""
-        if leaving := self._leaving.get(path):
-            await asyncio.wait([leaving])
-        task = self._making.get(path)
-        if task is None:
-            task = asyncio.create_task(self._make(path, ke, km), name=f"compose {path.name}")
-            self._making[path] = task
-            task.add_done_callback(lambda done: self._ended(self._making, path, done))
+        await self._leaving.idle(path)
         # Whoever asked may go away; it is made for the next one then.
-        await asyncio.shield(task)
+        await self._making.done(path, lambda: self._make(path, ke, km))
 
     async def _make(self, path: Path, ke: KE, km: KM | None) -> None:
         began = time.perf_counter()
@@ -159,9 +157,7 @@ class Composites:
 
     def _remove(self, kept: _Kept) -> None:
         del self._kept[kept.path]
-        task = asyncio.create_task(self._removed(kept), name=f"remove {kept.path.name}")
-        self._leaving[kept.path] = task
-        task.add_done_callback(lambda done: self._ended(self._leaving, kept.path, done))
+        self._leaving.begin(kept.path, lambda: self._removed(kept))
 
     async def _removed(self, kept: _Kept) -> None:
         try:
@@ -177,9 +173,8 @@ class Composites:
     async def _evict(self, paths: list[Path]) -> list[str]:
         evicted = []
         for path in paths:
-            for task in (self._making.get(path), self._leaving.get(path)):
-                if task is not None:
-                    await asyncio.wait([task])
+            await self._making.idle(path)
+            await self._leaving.idle(path)
             kept = self._kept.get(path)
             if kept is not None and kept.adapter is not None and await self._engine.evict(kept.adapter):
                 evicted.append(kept.adapter.name)
@@ -187,13 +182,8 @@ class Composites:
         self._report()
         return evicted
 
-    def _ended(self, tasks: dict[Path, asyncio.Task[None]], path: Path, task: asyncio.Task[None]) -> None:
-        del tasks[path]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("composite not made or removed", composite=path.name, error=type(error).__name__)
-
     def _known(self) -> list[Path]:
-        return [*self._kept, *self._making, *self._leaving]
+        return [*self._kept, *self._making.keys(), *self._leaving.keys()]
 
     def _report(self) -> None:
         self._metrics.composites(len(self._kept), self.bytes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 from starlette.concurrency import run_in_threadpool
 
@@ -11,10 +9,9 @@ from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import Document, Principal, Receipt
 from server.composites import Composites
-from server.engine.base import Engine
 from server.errors import DeletionPendingError
 from server.in_flight import InFlight
-from server.kms import adapter_of
+from server.once import Once
 from server.replacing import PASSING, Replacements
 from server.retrieval.retriever import Retriever
 
@@ -28,7 +25,6 @@ class Deletions:
         self,
         registry: Registry,
         queue: JobQueue,
-        engine: Engine,
         in_flight: InFlight,
         replacements: Replacements,
         retriever: Retriever,
@@ -36,12 +32,11 @@ class Deletions:
     ) -> None:
         self._registry = registry
         self._queue = queue
-        self._engine = engine
         self._in_flight = in_flight
         self._replacements = replacements
         self._retriever = retriever
         self._composites = composites
-        self._running: dict[str, asyncio.Task[Receipt]] = {}
+        self._running: Once[str, Receipt] = Once("forget")
 
     async def forget(self, principal: Principal, document_id: str) -> Receipt:
         """Delete a document and everything made of it. From the first step on it is 404 for everybody.
@@ -73,22 +68,10 @@ class Deletions:
 
     async def settled(self) -> None:
         """Wait for the deletions that are running, for a server that stops. Failures are logged."""
-        if self._running:
-            await asyncio.wait(self._running.values())
+        await self._running.settled()
 
     async def _completed(self, document: Document) -> Receipt:
-        task = self._running.get(document.id)
-        if task is None:
-            task = asyncio.create_task(self._complete(document), name=f"forget {document.id}")
-            self._running[document.id] = task
-            task.add_done_callback(lambda done: self._finished(document.id, done))
-        # The client may go away; the deletion goes on.
-        return await asyncio.shield(task)
-
-    def _finished(self, document_id: str, task: asyncio.Task[Receipt]) -> None:
-        del self._running[document_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("deletion interrupted", document_id=document_id, error=type(error).__name__)
+        return await self._running.done(document.id, lambda: self._complete(document))
 
     async def _complete(self, document: Document) -> Receipt:
         # Twice: no answer in flight need wait for passages that are still being made, and one that was let in
@@ -99,7 +82,8 @@ class Deletions:
         await self._stop_training(document.id)
         await self._in_flight.drain(document.id)
         await self._retriever.forget(document.id)
-        evicted = await self._evict(document.id)
+        kms = await run_in_threadpool(self._registry.all_kms_of, document.id)
+        evicted = await self._composites.evict_kms(kms)
         purged = await run_in_threadpool(self._registry.purge, document.id)
         receipt = await run_in_threadpool(self._registry.complete_deletion, document.id, purged)
         _log.info("document deleted", document_id=document.id, evicted=evicted)
@@ -109,10 +93,3 @@ class Deletions:
         # Also those that a newer version cancelled: their workers may not have noticed yet.
         for job in await run_in_threadpool(self._registry.jobs_of, document_id):
             await run_in_threadpool(self._queue.stop, job.id)
-
-    async def _evict(self, document_id: str) -> list[str]:
-        evicted = []
-        for km in await run_in_threadpool(self._registry.all_kms_of, document_id):
-            evicted += await self._composites.evict_km(km)
-            evicted += [km.id] if await self._engine.evict(adapter_of(km)) else []
-        return evicted

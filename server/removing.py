@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -13,6 +12,7 @@ from km_registry.registry import Registry
 from km_registry.types import JobState, Principal, Removal, RemovalKind
 from server.deletion import Deletions
 from server.errors import RemovalPendingError
+from server.once import Once
 from server.replacing import PASSING, Replacements
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ class Removing:
         self._queue = queue
         self._replacements = replacements
         self._deletions = deletions
-        self._running: dict[str, asyncio.Task[Removal]] = {}
+        self._running: Once[str, Removal] = Once("remove")
 
     async def km(self, principal: Principal, document_id: str) -> Removal:
         """Remove the document's KM alone; the receipt. NotFoundError, ConflictError, RemovalPendingError."""
@@ -58,8 +58,7 @@ class Removing:
 
     async def settled(self) -> None:
         """Wait for what is going on."""
-        if self._running:
-            await asyncio.wait(self._running.values())
+        await self._running.settled()
 
     async def _asked(self, ask: Callable[[], Removal]) -> Removal:
         removal = await run_in_threadpool(ask)
@@ -72,17 +71,7 @@ class Removing:
             ) from error
 
     async def _completed(self, removal: Removal) -> Removal:
-        task = self._running.get(removal.id)
-        if task is None:
-            task = asyncio.create_task(self._complete(removal), name=f"remove {removal.id}")
-            self._running[removal.id] = task
-            task.add_done_callback(lambda done: self._finished(removal.id, done))
-        return await asyncio.shield(task)
-
-    def _finished(self, removal_id: str, task: asyncio.Task[Removal]) -> None:
-        del self._running[removal_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("removal interrupted", removal=removal_id, error=type(error).__name__)
+        return await self._running.done(removal.id, lambda: self._complete(removal))
 
     async def _complete(self, removal: Removal) -> Removal:
         if removal.kind is RemovalKind.USER:

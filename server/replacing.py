@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError
@@ -14,9 +12,9 @@ from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import JobState, Superseded
 from server.composites import Composites
-from server.engine.base import Engine, EngineUnavailableError
+from server.engine.base import EngineUnavailableError
 from server.in_flight import InFlight
-from server.kms import adapter_of
+from server.once import Once
 
 _log = structlog.get_logger(__name__)
 
@@ -34,25 +32,19 @@ class Replacements:
         self,
         registry: Registry,
         queue: JobQueue,
-        engine: Engine,
         in_flight: InFlight,
         composites: Composites,
     ) -> None:
         self._registry = registry
         self._queue = queue
-        self._engine = engine
         self._in_flight = in_flight
         self._composites = composites
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: Once[str, None] = Once("replace")
 
     def begin(self, document_id: str) -> None:
         """Remove what of the document is superseded, in the background, unless that is going on already."""
-        if document_id in self._running:
-            return
         # Noted before anything is read: a deletion that begins later waits for it.
-        task = asyncio.create_task(self._replace(document_id), name=f"replace {document_id}")
-        self._running[document_id] = task
-        task.add_done_callback(lambda done: self._finished(document_id, done))
+        self._running.begin(document_id, lambda: self._replace(document_id))
 
     async def resume(self) -> None:
         """Do all that is left to do, and wait for it; what cannot be done now is left for the next call."""
@@ -62,18 +54,11 @@ class Replacements:
 
     async def idle(self, document_id: str) -> None:
         """Wait for the document's replacement that is going on, if one is."""
-        if task := self._running.get(document_id):
-            await asyncio.wait([task])
+        await self._running.idle(document_id)
 
     async def settled(self) -> None:
         """Wait for all that is going on. Failures are logged."""
-        if self._running:
-            await asyncio.wait(self._running.values())
-
-    def _finished(self, document_id: str, task: asyncio.Task[None]) -> None:
-        del self._running[document_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("replacement interrupted", document_id=document_id, error=type(error).__name__)
+        await self._running.settled()
 
     async def _replace(self, document_id: str) -> None:
         try:
@@ -87,10 +72,7 @@ class Replacements:
         await run_in_threadpool(self._stop_training, gone)
         # Every answer that began with the former text or KM. Later ones find the newer.
         await self._in_flight.drain(gone.document_id)
-        evicted = []
-        for km in gone.kms:
-            evicted += await self._composites.evict_km(km)
-            evicted += [km.id] if await self._engine.evict(adapter_of(km)) else []
+        evicted = await self._composites.evict_kms(gone.kms)
         await run_in_threadpool(self._registry.purge_superseded, gone)
         _log.info(
             "superseded purged", document_id=gone.document_id, versions=list(gone.versions), evicted=evicted

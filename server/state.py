@@ -146,13 +146,10 @@ class AppState:
         self.models = Models(self.registry, kms, self.kes, self.composites, self.in_flight)
         self.completer = Completer(self.models, generating, self.engine, self.tokenizer)
         self.chatter = Chatter(self.models, generating, self.engine, self.tokenizer, self.settings)
-        self.replacements = Replacements(
-            self.registry, self.queue, self.engine, self.in_flight, self.composites
-        )
+        self.replacements = Replacements(self.registry, self.queue, self.in_flight, self.composites)
         self.deletions = Deletions(
             self.registry,
             self.queue,
-            self.engine,
             self.in_flight,
             self.replacements,
             self.retriever,

@@ -142,7 +142,7 @@ async def test_purged_it_leaves_no_trace(
     base = (await engine.generate(request(tokenizer, PROMPTS[0]))).token_ids
     async with composites.using(ke, km) as adapter:
         composed = (await engine.generate(request(tokenizer, PROMPTS[0], adapter))).token_ids
-    assert await composites.evict_km(km) == [adapter.name]
+    assert await composites.evict_kms([km]) == [adapter.name]
     assert await engine.evict(adapter) is False
     forget_kms(adapter.path.parents[1], {km.id})
     assert (await engine.generate(request(tokenizer, PROMPTS[0]))).token_ids == base

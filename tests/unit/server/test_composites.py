@@ -133,7 +133,7 @@ async def test_files_that_do_not_fit_are_an_error_each_time(composites: Composit
             with pytest.raises(ArtifactError, match="lacks"):
                 async with composites.using(ke, km):
                     pass
-    assert {entry["event"] for entry in logs} == {"composite not made or removed"}
+    assert {(entry["event"], entry["work"]) for entry in logs} == {("interrupted", "compose")}
     assert composites.bytes == 0
 
 
@@ -230,9 +230,9 @@ async def test_a_kms_composites_leave_the_engine(
 ) -> None:
     of_km = await use(composites, engine, ke, km)
     kept = await use(composites, engine, ke, other(km, 2))
-    assert await composites.evict_km(km) == [of_km.name]
+    assert await composites.evict_kms([km]) == [of_km.name]
     assert set(engine.resident) == {kept.name}
-    assert await composites.evict_km(km) == []
+    assert await composites.evict_kms([km]) == []
 
 
 async def test_a_kes_composites_leave_the_engine(
