@@ -26,16 +26,22 @@ PresetOption = Annotated[str | None, typer.Option("--preset", help="Recipe by na
 
 def recipe_fields(recipe: str | None, preset: str | None) -> dict[str, Any]:
     """The recipe that the two options ask for; the command ends when they are no recipe."""
+    fields = json_fields("--recipe", recipe)
+    if preset is not None and fields.setdefault("preset", preset) != preset:
+        fail(f"--preset says {preset}, --recipe says {fields['preset']}. Give the preset once.")
+    return fields
+
+
+def json_fields(option: str, given: str | None) -> dict[str, Any]:
+    """The JSON object that an option was given; the command ends when it is none."""
     import json
 
     try:
-        fields = json.loads(recipe or "{}")
+        fields = json.loads(given or "{}")
     except json.JSONDecodeError as error:
-        fail(f'--recipe is not JSON ({error}). Write it like {{"steps": 200}}.')
+        fail(f'{option} is not JSON ({error}). Write it like {{"steps": 200}}.')
     if not isinstance(fields, dict):
-        fail('--recipe is not a JSON object. Write it like {"steps": 200}.')
-    if preset is not None and fields.setdefault("preset", preset) != preset:
-        fail(f"--preset says {preset}, --recipe says {fields['preset']}. Give the preset once.")
+        fail(f'{option} is not a JSON object. Write it like {{"steps": 200}}.')
     return fields
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import structlog
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.optim import Optimizer
 
 from km_registry.artifacts import atomic_write
 from trainer_worker.targets import raw
@@ -80,6 +81,26 @@ class Checkpoints:
             _log.warning("the checkpoint is damaged and is ignored", error="checksums differ")
             return None
         return Checkpoint(tensors, header["fields"])
+
+
+def of_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The optimizer's state of these parameters, as a checkpoint's tensors."""
+    return {
+        f"adam.{n}.{name}": value
+        for n, parameter in enumerate(parameters)
+        for name, value in optimizer.state[parameter].items()
+    }
+
+
+def into_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Put the state that `of_optimizer` took back, onto each parameter's device."""
+    for n, parameter in enumerate(parameters):
+        prefix = f"adam.{n}."
+        optimizer.state[parameter] = {
+            name.removeprefix(prefix): tensor.to(parameter.device)
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from km_registry.ke_recipe import KEDocument, KERecipe
 from trainer_worker.answers import Answers, Asked, Batch, Form
-from trainer_worker.checkpoints import Checkpoint, Checkpoints
+from trainer_worker.checkpoints import Checkpoint, Checkpoints, into_optimizer, of_optimizer
 from trainer_worker.lora import Slot, open_slot
 from trainer_worker.losses import nll_from_hidden
 from trainer_worker.mixing import Scalars, mixed
@@ -69,6 +69,7 @@ class KETraining:
             self.model, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed
         )
         self.scalars = Scalars.of(self.ke)
+        self._parameters = [self.ke.flat, self.scalars.values_L2]
         groups = [
             {"params": self.ke.parameters(), "peak": recipe.learning_rate},
             {"params": [self.scalars.values_L2], "peak": recipe.scalars_learning_rate},
@@ -118,11 +119,9 @@ class KETraining:
         """Write a checkpoint, if there is a place for it."""
         if self._checkpoints is None or not self._whole:
             return
-        parameters = [self.ke.flat, self.scalars.values_L2]
         tensors = {f"now.{n}": tensor for n, tensor in enumerate(self._weights())}
         tensors |= {f"best.{n}": tensor for n, tensor in enumerate(self._best)}
-        for n, parameter in enumerate(parameters):
-            tensors |= {f"adam.{n}.{name}": value for name, value in self._optimizer.state[parameter].items()}
+        tensors |= of_optimizer(self._optimizer, self._parameters)
         fields = {
             "step": self.step,
             "smoothed": self.smoothed,
@@ -144,13 +143,7 @@ class KETraining:
         tensors = {name: tensor.to(device) for name, tensor in found.tensors.items()}
         self._put([tensors["now.0"], tensors["now.1"]])
         self._best = [tensors["best.0"], tensors["best.1"]]
-        for n, parameter in enumerate([self.ke.flat, self.scalars.values_L2]):
-            prefix = f"adam.{n}."
-            self._optimizer.state[parameter] = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
+        into_optimizer(self._optimizer, self._parameters, tensors)
         self.step, self.smoothed = found.fields["step"], found.fields["smoothed"]
         self.looks = [Look(step, nll) for step, nll in found.fields["looks"]]
 
@@ -161,8 +154,7 @@ class KETraining:
         losses = self._losses(self.trainable.batches(self.step))
         loss = torch.stack(losses).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        weights = [self.ke.flat, self.scalars.values_L2]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip)
         if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
             raise TrainingError(
                 f"the loss is not finite at step {self.step + 1}; lower learning_rate or "
@@ -204,12 +196,12 @@ class KETraining:
         self.on_look(look)
 
     def _weights(self) -> list[Tensor]:
-        return [self.ke.flat.detach().clone(), self.scalars.values_L2.detach().clone()]
+        return [parameter.detach().clone() for parameter in self._parameters]
 
     def _put(self, weights: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            self.ke.flat.copy_(weights[0])
-            self.scalars.values_L2.copy_(weights[1])
+            for parameter, weight in zip(self._parameters, weights, strict=True):
+                parameter.copy_(weight)
 
 
 def question_losses(nll_N: Tensor, asked: Sequence[Asked]) -> list[Tensor]:

@@ -6,6 +6,7 @@ Says how far it is in lines of JSON on its standard output; stopped, it goes on 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -102,6 +103,7 @@ def train_ke(settings: TrainerSettings, asked: Asked) -> dict[str, Any]:
     if asked.out.exists():
         raise KEDataError(f"{asked.out} is there already. Take another name, or remove it.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    checkpoint = asked.out.with_name(f"{asked.out.name}.checkpoint")
     resident = Resident.open(settings)
     model = resident.load_model()
     training = KETraining(
@@ -110,7 +112,7 @@ def train_ke(settings: TrainerSettings, asked: Asked) -> dict[str, Any]:
         Answers(fit, resident.tokenizer, asked.recipe),
         Answers(heldout, resident.tokenizer, asked.recipe),
         FrozenKMs(model, resident.base).of,
-        directory=asked.out.with_name(f"{asked.out.name}.checkpoint"),
+        directory=checkpoint,
         context=f"{resident.context} {asked.recipe.model_dump_json()} {hash_of(asked.documents)}",
         on_step=lambda step, loss: _say("step", step=step, of=asked.recipe.steps, loss=round(loss, 4)),
         on_look=lambda look: _say("look", **asdict(look)),
@@ -130,15 +132,13 @@ def train_ke(settings: TrainerSettings, asked: Asked) -> dict[str, Any]:
     manifest = export_ke(
         training, asked.out, resident=resident, name=asked.name, metrics=metrics, about=asked.about
     )
-    shutil.rmtree(asked.out.with_name(f"{asked.out.name}.checkpoint"), ignore_errors=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     _say("done", directory=str(asked.out), best=asdict(best))
     return manifest
 
 
 def hash_of(documents: Sequence[KEDocument]) -> str:
     """What stands for the documents in a checkpoint: KMs by their directory's name, which is their digest."""
-    import hashlib
-
     content = [
         one.model_copy(update={"km": Path(one.km).name if one.km else None}).model_dump_json()
         for one in documents

@@ -74,11 +74,7 @@ def export_ke(
         "seed": recipe.seed,
         "data": about.get("data", "not said"),
         "licence": about.get("licence", "not said"),
-        "made": {
-            "device": str(resident.device),
-            "dtype": str(resident.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        },
+        "made": resident.made,
         "metrics": metrics,
     }
     manifest = write_ke_manifest(staged, fields)

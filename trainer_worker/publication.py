@@ -9,8 +9,6 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from km_registry.types import KM, Stage
 from trainer_worker.evaluate import recovered
 from trainer_worker.export import export_km
@@ -56,11 +54,6 @@ def publish(shop: Workshop, model: Any, material: Material, ended: Ended, *, war
 def export_and_publish(shop: Workshop, slot: Slot, material: Material, metrics: dict[str, Any]) -> KM:
     """Write the KM into the job's work directory and hand it to the registry; all or nothing."""
     job = material.attempt.job
-    made = {
-        "device": str(shop.device),
-        "dtype": str(shop.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
     with material.attempt.writing():
         staged = shop.registry.work_dir(job.id) / f"attempt-{job.attempt}"
         shutil.rmtree(staged, ignore_errors=True)
@@ -72,7 +65,7 @@ def export_and_publish(shop: Workshop, slot: Slot, material: Material, metrics: 
                 document=material.document,
                 recipe=material.recipe,
                 metrics=metrics,
-                made=made,
+                made=shop.made,
             )
             return shop.registry.publish(job.id, job.attempt, staged, metrics)
         except BaseException:

@@ -56,6 +56,15 @@ class Resident:
         return f"{self.base.fingerprint} {self.dtype}"
 
     @property
+    def made(self) -> dict[str, Any]:
+        """What a manifest says of the machine that trained."""
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+
+    @property
     def teacher_batch_tokens(self) -> int:
         """Tokens in a forward pass of the teacher: as many as make full use of the device, and no more, since
         each token's attention is paid for every other one's in the pass."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from km_registry.errors import KMError
 from km_registry.recipe import Recipe
-from trainer_worker.checkpoints import Checkpoint, Checkpoints
+from trainer_worker.checkpoints import Checkpoint, Checkpoints, into_optimizer, of_optimizer
 from trainer_worker.distillation import kl_sums, mean, mean_loss, recovered_share
 from trainer_worker.lora import Slot
 from trainer_worker.pairs import BatchStream, Pair
@@ -176,8 +176,7 @@ class RunState:
             return
         tensors = {f"slot.{n}": tensor for n, tensor in enumerate(self.run.slot.snapshot())}
         tensors |= {f"best.{n}": tensor for n, tensor in enumerate(self.best)}
-        for n, parameter in enumerate(self._parameters):
-            tensors |= {f"adam.{n}.{name}": value for name, value in self._optimizer.state[parameter].items()}
+        tensors |= of_optimizer(self._optimizer, self._parameters)
         fields = {
             "step": self.step,
             "place": self._place,
@@ -195,13 +194,7 @@ class RunState:
         self.run.slot.restore(_numbered(found.tensors, "slot."))
         device = self._parameters[0].device
         self.best = [tensor.to(device) for tensor in _numbered(found.tensors, "best.")]
-        for n, parameter in enumerate(self._parameters):
-            prefix = f"adam.{n}."
-            self._optimizer.state[parameter] = {
-                name.removeprefix(prefix): tensor.to(device)
-                for name, tensor in found.tensors.items()
-                if name.startswith(prefix)
-            }
+        into_optimizer(self._optimizer, self._parameters, found.tensors)
         self.step = self._saved_step = fields["step"]
         self._place = (fields["place"][0], fields["place"][1])
         self.smoothed, self.kl_base = fields["smoothed"], fields["kl_base"]

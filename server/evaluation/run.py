@@ -68,15 +68,20 @@ def main(evaluation: Evaluation) -> int:
     """Carry the evaluation through, or on; prints the table and ends with one JSON line. 0 when every row has
     every document, 1 when something is missing or went wrong, 130 when it was stopped."""
     console = Console()
+    return exit_code(console, lambda: any(one.missing for one in carry_through(evaluation, console).rows))
+
+
+def exit_code(console: Console, work: Callable[[], bool]) -> int:
+    """The exit code of a command that may be stopped and called again. 0 when `work` says that nothing is
+    missing, 1 when something is or went wrong, 130 when it was stopped; says what the last two mean."""
     try:
-        found = carry_through(evaluation, console)
+        return 1 if work() else 0
     except KMError as error:
         console.print(f"km: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("\nStopped. The same command goes on where it was.")
         return 130
-    return 1 if any(one.missing for one in found.rows) else 0
 
 
 def carry_through(evaluation: Evaluation, console: Console) -> Results:
@@ -258,6 +263,16 @@ def _report(
     console.print(json.dumps(last), soft_wrap=True, markup=False, highlight=False)
 
 
+def drawing_options(evaluation: Evaluation) -> list[str]:
+    """The options, as given, that say which of the data's documents and questions are drawn."""
+    options = []
+    for option in ("documents", "min_questions", "max_questions", "max_tokens"):
+        value = getattr(evaluation, option)
+        if value is not None and (option, value) != ("min_questions", 1):
+            options.append(f"--{option.replace('_', '-')} {value}")
+    return options
+
+
 def command(evaluation: Evaluation) -> str:
     """The command that measures this again, with the data by their name: paths differ between machines."""
     parts = ["km eval", f"--data {evaluation.data.name}", f"--format {evaluation.layout}"]
@@ -267,9 +282,6 @@ def command(evaluation: Evaluation) -> str:
     if evaluation.definitions:
         parts.append(f"--definitions {evaluation.definitions.name}")
     parts += [f"--ke {directory.name}" for directory in evaluation.kes]
-    for option in ("documents", "min_questions", "max_questions", "max_tokens"):
-        value = getattr(evaluation, option)
-        if value is not None and (option, value) != ("min_questions", 1):
-            parts.append(f"--{option.replace('_', '-')} {value}")
+    parts += drawing_options(evaluation)
     parts += [f"--split {evaluation.split}", f"--seed {evaluation.seed}", f"--name {evaluation.name}"]
     return " ".join(parts)

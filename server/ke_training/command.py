@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from km_registry.ke_recipe import KERecipe
-from server.cli_shared import PresetOption, fail, recipe_fields, settings_of
+from server.cli_shared import PresetOption, fail, json_fields, recipe_fields, settings_of
 from server.evaluation.command import Layout
 
 if TYPE_CHECKING:
@@ -90,13 +90,7 @@ def train_ke(
 
 def _ke_recipe(given: str | None, seed: int) -> KERecipe:
     try:
-        fields = json.loads(given or "{}")
-    except ValueError as error:
-        fail(f"--ke is not JSON ({error}).")
-    if not isinstance(fields, dict):
-        fail('--ke is not a JSON object. Write it like {"steps": 300}.')
-    try:
-        return KERecipe.model_validate({"seed": seed, **fields})
+        return KERecipe.model_validate({"seed": seed, **json_fields("--ke", given)})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         fail(f"--ke, {'.'.join(map(str, problem['loc']))}: {problem['msg']}.")
@@ -104,12 +98,11 @@ def _ke_recipe(given: str | None, seed: int) -> KERecipe:
 
 def _command(gathered: Evaluation, wanted: KERecipe, row: str) -> str:
     """What makes the KE again, with the data by their name: paths differ between machines."""
+    from server.evaluation.run import drawing_options
+
     changed = wanted.model_dump(mode="json", exclude_defaults=True)
     parts = [f"km train-ke --data {gathered.data.name} --format {gathered.layout} --split {gathered.split}"]
-    for option in ("documents", "min_questions", "max_questions", "max_tokens"):
-        value = getattr(gathered, option)
-        if value is not None and (option, value) != ("min_questions", 1):
-            parts.append(f"--{option.replace('_', '-')} {value}")
+    parts += drawing_options(gathered)
     parts += [f"--seed {gathered.seed}", f"--row {row}"]
     parts += [f"--recipe '{json.dumps(gathered.recipe)}'"] if gathered.recipe else []
     parts += [f"--ke '{json.dumps(changed)}'"] if changed else []

@@ -25,7 +25,7 @@ from server.evaluation.api import Api
 from server.evaluation.documents import EvalDocument
 from server.evaluation.progress import Display
 from server.evaluation.rows import Plan
-from server.evaluation.run import Evaluation, arguments_of, base_and_tokenizer, drawn, serving
+from server.evaluation.run import Evaluation, arguments_of, base_and_tokenizer, drawn, exit_code, serving
 from server.evaluation.state import State
 from server.evaluation.training import Trainings
 from server.ke_training.gather import Passages, ke_documents
@@ -55,15 +55,12 @@ class KERequest:
 def main(request: KERequest) -> int:
     """Carry the training through, or on. 0: the KE is there, 1: it is not, 130: it was stopped."""
     console = Console()
-    try:
+
+    def work() -> bool:
         carry_through(request, console)
-    except KMError as error:
-        console.print(f"km: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nStopped. The same command goes on where it was.")
-        return 130
-    return 0
+        return False
+
+    return exit_code(console, work)
 
 
 def carry_through(request: KERequest, console: Console) -> None:
