@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig
 
 from benchmarks import compose_exactness, compose_serving
-from benchmarks.result import keep
+from benchmarks.result import keep, kept
 from km_registry.adapter_files import COMPOSITION, CONFIG, PREFIX, WEIGHTS
 from km_registry.artifacts import MANIFEST
 from km_registry.base_model import resolve
@@ -61,15 +62,22 @@ def main() -> int:
             "kms": "given" if options.km else "random",
             # Wall-clock figures of a busy machine are not those of an idle one.
             "processes_beside": round(os.getloadavg()[0], 1),
-            **_composing(root, kms[0], ke, repeats=3 if options.smoke else 20),
-            **compose_exactness.logits(model, kms, ke, composites, questions[:16]),
-            **asyncio.run(
+        }
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "composing": lambda: _composing(root, kms[0], ke, repeats=3 if options.smoke else 20),
+            "exactness": lambda: compose_exactness.logits(model, kms, ke, composites, questions[:16]),
+            "serving": lambda: asyncio.run(
                 compose_serving.measure(
                     model, kms, composites, questions, rounds=options.rounds, tokens=options.tokens
                 )
             ),
         }
-    print(json.dumps(figures) if options.smoke else keep("compose", figures, seed=_SEED))
+        for part in options.part or parts:
+            print(f"{part} …", file=sys.stderr)
+            figures |= parts[part]()
+    print(
+        json.dumps(figures) if options.smoke else keep("compose", {**kept("compose"), **figures}, seed=_SEED)
+    )
     return 0
 
 
@@ -81,6 +89,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="questions to compare answers to")
     parser.add_argument("--rounds", type=int, default=5, help="times that each kind is served in turn")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of every answer")
+    parser.add_argument(
+        "--part",
+        choices=("composing", "exactness", "serving"),
+        action="append",
+        help="default: all; what is left out keeps its last figures",
+    )
     parser.add_argument("--smoke", action="store_true", help="a little of everything; nothing is kept")
     options = parser.parse_args()
     if options.smoke:

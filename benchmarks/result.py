@@ -12,6 +12,13 @@ from server.surroundings import machine, versions
 RESULTS = Path(__file__).parent / "results"
 
 
+def kept(name: str) -> dict[str, Any]:
+    """What the benchmark's last result says; nothing where there is none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def keep(name: str, figures: dict[str, Any], *, seed: int) -> str:
     """Write benchmarks/results/<name>.json; returns the one JSON line that the benchmark ends with."""
     result = {

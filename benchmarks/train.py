@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.result import RESULTS, keep
+from benchmarks.result import keep, kept
 from benchmarks.train_group import measure_group
 from benchmarks.train_recovered import measure_recovered
 from benchmarks.train_speed import measure_speed
@@ -63,9 +63,8 @@ def main() -> int:
 
 
 def _kept() -> dict[str, Any]:
-    path = RESULTS / "train.json"
-    found: dict[str, Any] = json.loads(path.read_text())["settings"] if path.exists() else {}
-    return found
+    settings: dict[str, Any] = kept("train").get("settings", {})
+    return settings
 
 
 def _merge(setting: str, figures: dict[str, Any]) -> None:
