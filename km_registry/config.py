@@ -1,11 +1,11 @@
-"""Settings that every process of the server shares. Each is an environment variable with prefix KM_."""
+"""Settings that every process of the server shares: environment variables with prefix KM_, or a file."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -17,7 +17,14 @@ from pydantic import (
     StringConstraints,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from km_registry.settings_file import FileSource
 
 GeneratorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -63,6 +70,10 @@ class RegistrySettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
+    #: The table of the settings file that is this program's own, and whether it owns the top as well.
+    file_section: ClassVar[str | None] = None
+    file_strict: ClassVar[bool] = False
+
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="everything written at run time goes here"
     )
@@ -107,6 +118,18 @@ class RegistrySettings(BaseSettings):
         description="models beside the base model that a recipe may have write its synthetic text, as JSON: "
         '{"name": {"url": "http://host:8000/v1", "model": "…", "key": "…", "api": "chat", "timeout": 300}}',
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the library names them
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given, then the environment, then the settings file."""
+        return init_settings, env_settings, FileSource(settings_cls)
 
     @field_validator("generators", mode="before")
     @classmethod

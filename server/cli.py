@@ -1,4 +1,4 @@
-"""The command `km`. Nothing heavy is imported before a command needs it."""
+"""The command `km`. What commands there are stands here; each is imported when it is called."""
 
 from __future__ import annotations
 
@@ -9,31 +9,60 @@ from typing import Annotated
 
 import typer
 
-from server import cli_access, cli_documents, cli_kes, cli_operation
-from server.cli_shared import PresetOption, RecipeOption, check_recipe, fail, recipe_fields, settings_of
-from server.evaluation.command import evaluate
-from server.ke_training.command import train_ke
+from server.cli_lazy import Listed, group_of
+
+_DOCUMENTS, _ACCESS, _KES, _SERVER = "Documents", "Access", "Measuring and extracting", "The server"
+
+#: In the order in which a person needs them. A test holds what they say here to what they say themselves.
+COMMANDS = (
+    Listed("add", "server.cli_add:add", "Upload documents; KMs are trained of them.", _DOCUMENTS),
+    Listed("ls", "server.cli_documents:list_documents", "List your documents, newest first.", _DOCUMENTS),
+    Listed("show", "server.cli_documents:show", "Show a document, its training, its KM.", _DOCUMENTS),
+    Listed("watch", "server.cli_training:watch", "Follow a document's training.", _DOCUMENTS),
+    Listed("ask", "server.cli_ask:ask", "Ask a document.", _DOCUMENTS),
+    Listed("update", "server.cli_training:update", "Give a document a new version.", _DOCUMENTS),
+    Listed("train", "server.cli_training:train", "Train a document again.", _DOCUMENTS),
+    Listed("rm", "server.cli_documents:remove", "Delete a document; prints the receipt.", _DOCUMENTS),
+    Listed("share", "server.cli_sharing:share", "Share a document, or list with whom it is.", _ACCESS),
+    Listed("unshare", "server.cli_sharing:unshare", "Share a document no longer.", _ACCESS),
+    Listed("whoami", "server.cli_access:whoami", "Show the user behind KM_API_KEY.", _ACCESS),
+    Listed("users", "server.cli_access:users", "List users; `add`, `rm`. For administrators.", _ACCESS),
+    Listed("groups", "server.cli_access:groups", "List groups; `add`, `rm`, `join`, …", _ACCESS),
+    Listed("keys", "server.cli_access:keys", "List API keys; `add`, `revoke`.", _ACCESS),
+    Listed("audit", "server.cli_access:audit", "Show who did or tried what.", _ACCESS),
+    Listed("ke", "server.cli_kes:app", "Knowledge Extractors: list, register, delete.", _KES),
+    Listed("eval", "server.evaluation.command:evaluate", "Measure KMs on your own questions.", _KES),
+    Listed("train-ke", "server.ke_training.command:train_ke", "Train a Knowledge Extractor.", _KES),
+    Listed("serve", "server.cli_server:serve", "Start everything on this machine.", _SERVER),
+    Listed("worker", "server.cli_server:worker", "Run one more worker.", _SERVER),
+    Listed("config", "server.cli_config:config", "Show the settings, and where each comes from.", _SERVER),
+    Listed("doctor", "server.cli_operation:doctor", "Examine every record and file.", _SERVER),
+    Listed("backup", "server.cli_operation:backup", "Copy records, texts and KMs.", _SERVER),
+    Listed("restore", "server.cli_operation:restore", "Put a backup back.", _SERVER),
+    Listed("demo", "server.cli_server:demo", "Show the main job once, with a sample.", _SERVER),
+    Listed("version", "server.cli_server:version", "Print the version.", _SERVER),
+)
 
 app = typer.Typer(
     name="km",
+    cls=group_of(COMMANDS),
     help="Online inference server with hot-swappable knowledge: documents become small, removable modules.",
+    epilog="Talks to the server at KM_URL (http://127.0.0.1:8321) with the key KM_API_KEY. Exit codes: "
+    "0 done; 1 refused or failed; 2 wrong usage or settings; 3 no server there.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept (KM_DATA_DIR).")]
-RedisUrl = Annotated[str | None, typer.Option(help="Redis to use instead of a private one (REDIS_URL).")]
-DatabaseUrl = Annotated[
-    str | None, typer.Option(help="SQLAlchemy URL to use instead of SQLite (KM_DATABASE_URL).")
-]
-Concurrency = Annotated[
-    int | None,
-    typer.Option(help="Most documents trained together, if memory allows (KM_TRAIN_CONCURRENCY; 4)."),
-]
-BaseModelSetting = Annotated[
-    str | None, typer.Option(help="`embedded`, a model directory or a hub id (KM_BASE_MODEL).")
-]
+
+@app.callback()
+def _settings(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with settings (KM_CONFIG).", dir_okay=False)
+    ] = None,
+) -> None:
+    if config is not None:
+        # Where this process and all that it starts look for it.
+        os.environ["KM_CONFIG"] = str(config.absolute())
 
 
 def main() -> None:
@@ -48,125 +77,3 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(end.code)
         raise
-
-
-# --- the server --------------------------------------------------------------------------------------------
-
-
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on (KM_HOST; 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one (KM_PORT; 8321).")] = None,
-    data_dir: DataDir = None,
-    base_model: BaseModelSetting = None,
-    redis_url: RedisUrl = None,
-    database_url: DatabaseUrl = None,
-    embedder: Annotated[
-        str | None, typer.Option(help="`embedded`, a directory, a hub id or `none` (KM_EMBEDDER).")
-    ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Longest prompt plus answer, in tokens (KM_MAX_MODEL_LEN; 4096).")
-    ] = None,
-    concurrency: Concurrency = None,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Write {url, pid, admin_key?} as JSON here once ready.")
-    ] = None,
-) -> None:
-    """Start everything on this machine: API, engine, a private Redis, the worker. Ctrl-C stops it all."""
-    settings = settings_of(
-        host=host,
-        port=port,
-        data_dir=data_dir,
-        base_model=base_model,
-        redis_url=redis_url,
-        database_url=database_url,
-        embedder=embedder,
-        max_model_len=max_model_len,
-        train_concurrency=concurrency,
-    )
-    from km_registry.errors import BaseModelError, KMError
-    from server.engine.base import EngineUnavailableError
-    from server.redis_private import RedisUnavailableError
-    from server.startup import ServeError, StoppedError
-    from server.supervisor import serve as run
-
-    try:
-        run(settings, ready_file=ready_file)
-    except StoppedError as error:
-        fail(error, code=0)
-    except (ServeError, RedisUnavailableError, BaseModelError) as error:
-        fail(error)
-    except (KMError, EngineUnavailableError) as error:
-        fail(f"{error} The logs are in {settings.data_dir / 'logs'}.", code=1)
-
-
-@app.command()
-def worker(
-    data_dir: DataDir = None,
-    redis_url: RedisUrl = None,
-    database_url: DatabaseUrl = None,
-    base_model: BaseModelSetting = None,
-    generator_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint …/v1 that writes synthetic text.")
-    ] = None,
-    concurrency: Concurrency = None,
-) -> None:
-    """Run one more worker for a server that is given its Redis by REDIS_URL."""
-    settings = settings_of(
-        data_dir=data_dir,
-        redis_url=redis_url,
-        database_url=database_url,
-        base_model=base_model,
-        generator_url=generator_url,
-        train_concurrency=concurrency,
-    )
-    if not settings.redis_url:
-        fail("A worker needs the server's Redis. Set REDIS_URL or --redis-url to the one the server uses.")
-    environment = {
-        "KM_DATA_DIR": str(settings.data_dir),
-        "KM_DATABASE_URL": settings.effective_database_url,
-        "REDIS_URL": settings.redis_url,
-        "KM_BASE_MODEL": settings.base_model,
-        "KM_GENERATOR_URL": settings.generator_url or f"http://{settings.host}:{settings.port}/v1",
-        "KM_GENERATOR_KEY": settings.generator_key or settings.internal_key,
-        "KM_TRAIN_CONCURRENCY": str(settings.train_concurrency),
-    }
-    # Not imported: server and trainer never meet. The worker takes this process's place and its signals.
-    command = [sys.executable, "-m", "trainer_worker"]
-    os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606  no shell is wanted
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from importlib.metadata import version as installed
-
-    typer.echo(installed("km-server"))
-
-
-@app.command()
-def demo(
-    recipe: RecipeOption = None,
-    preset: PresetOption = None,
-    document: Annotated[
-        Path | None, typer.Option(help="Your own .md file, with questions in a .jsonl file beside it.")
-    ] = None,
-) -> None:
-    """Show everything once: upload, training, answers with and without the KM, deletion."""
-    fields = recipe_fields(recipe, preset)
-    settings = settings_of()
-    from km_registry.recipe import RecipeLimits
-
-    # Before a server is started for it; what the model reads is not known yet.
-    check_recipe(fields, RecipeLimits(rank=settings.lora_rank, generators=frozenset(settings.generators)))
-    from server.demo import main as run
-
-    raise typer.Exit(run(fields, document))
-
-
-app.command("eval")(evaluate)
-app.command("train-ke")(train_ke)
-cli_documents.register(app)
-cli_operation.register(app)
-app.add_typer(cli_kes.app)
-cli_access.register(app)

@@ -1,72 +1,31 @@
-"""Commands of `km` about who may do what: sharing, users, groups, keys, the audit log."""
+"""Commands of `km` about users, groups, keys and the audit log."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
-from server.cli_shared import DocumentId, Json, connected, fail, print_json, print_table
+from server.cli_shared import Json, connected, fail, print_json, print_table, said
 
-Who = Annotated[str, typer.Argument(help="A user's name or id; a group's with --group.")]
-AsGroup = Annotated[bool, typer.Option("--group", help="WHO is a group.")]
 GroupName = Annotated[str, typer.Argument(help="The group's name or id.")]
 UserName = Annotated[str, typer.Argument(help="The user's name or id.")]
 
-users = typer.Typer(help="List users; `add` one. For administrators.")
-groups = typer.Typer(help="List groups; `add`, `rm`, `members`, `join`, `leave`.")
+users = typer.Typer(help="List users; `add`, `rm`. For administrators.")
+groups = typer.Typer(help="List groups; `add`, `rm`, `join`, …")
 keys = typer.Typer(help="List API keys; `add`, `revoke`.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for name, command in (("share", share), ("unshare", unshare), ("whoami", whoami), ("audit", audit)):
-        app.command(name)(command)
-    for name, group in (("users", users), ("groups", groups), ("keys", keys)):
-        app.add_typer(group, name=name)
-
-
-# --- sharing -----------------------------------------------------------------------------------------------
-
-
-def share(
-    document: DocumentId,
-    who: Annotated[str | None, typer.Argument(help="A user's name or id; without, who holds what.")] = None,
-    group: AsGroup = False,
-    role: Annotated[str, typer.Option(help="reader: read and ask; owner: everything.")] = "reader",
-    as_json: Json = False,
-) -> None:
-    """Share a document with a user or a group, or list with whom it is shared."""
-    with connected() as client:
-        if who is None:
-            found = client.grants(document)
-        else:
-            named: dict[str, str] = {"group" if group or who.startswith("grp_") else "user": who}
-            found = [client.share(document, role=role, **named)]
-    if as_json:
-        print_json(found if who is None else found[0])
-        return
-    print_table(found, id="principal_id", name="name", role="role", since="created_at")
-
-
-def unshare(document: DocumentId, who: Who, group: AsGroup = False) -> None:
-    """Share a document with a user or a group no longer; their running streams are cut within 2 s."""
-    prefix = "grp_" if group or who.startswith("grp_") else "usr_"
-    with connected() as client:
-        held = [one for one in client.grants(document) if one["principal_id"].startswith(prefix)]
-        found = [one["principal_id"] for one in held if who in (one["name"], one["principal_id"])]
-        if not found:
-            kind = "group" if prefix == "grp_" else "user"
-            fail(f"{document} is not shared with the {kind} {who}; see `km share {document}`.", code=1)
-        client.unshare(document, found[0])
 
 
 # --- users -------------------------------------------------------------------------------------------------
 
 
 def whoami(as_json: Json = False) -> None:
-    """Show the user behind KM_API_KEY, and their groups."""
+    """Show the user behind KM_API_KEY.
+
+    And their groups.
+    """
     with connected() as client:
         found = client.me()
     if as_json:
@@ -104,8 +63,11 @@ def add_user(
 
 
 @users.command("rm")
-def remove_user(user: Annotated[str, typer.Argument(help="The user's id, usr_…")]) -> None:
+def remove_user(
+    user: Annotated[str, typer.Argument(help="The user's id, usr_…")], as_json: Json = False
+) -> None:
     """Delete a user with every document that they uploaded; prints the receipt."""
+    del as_json  # it is JSON anyway
     with connected() as client:
         print_json(client.delete_user(user))
 
@@ -135,10 +97,12 @@ def add_group(
 
 
 @groups.command("rm")
-def remove_group(group: GroupName) -> None:
+def remove_group(group: GroupName, as_json: Json = False) -> None:
     """Remove a group, with all that was shared with it."""
     with connected() as client:
-        client.delete_group(_group_id(client.groups(), group))
+        group_id = _group_id(client.groups(), group)
+        client.delete_group(group_id)
+    said({"group_id": group_id}, as_json)
 
 
 @groups.command("members")
@@ -149,14 +113,16 @@ def members(group: GroupName, as_json: Json = False) -> None:
 
 
 @groups.command("join")
-def join(group: GroupName, user: UserName) -> None:
+def join(group: GroupName, user: UserName, as_json: Json = False) -> None:
     """Put a user into a group."""
     with connected() as client:
-        client.add_member(_group_id(client.groups(), group), user)
+        group_id = _group_id(client.groups(), group)
+        member = client.add_member(group_id, user)
+    said({"group_id": group_id, "user": member}, as_json)
 
 
 @groups.command("leave")
-def leave(group: GroupName, user: UserName) -> None:
+def leave(group: GroupName, user: UserName, as_json: Json = False) -> None:
     """Take a user out of a group."""
     with connected() as client:
         group_id = _group_id(client.groups(), group)
@@ -164,6 +130,7 @@ def leave(group: GroupName, user: UserName) -> None:
         if not found:
             fail(f"{user} is not in {group}; see `km groups members`.", code=1)
         client.remove_member(group_id, found[0])
+    said({"group_id": group_id, "user_id": found[0]}, as_json)
 
 
 # --- keys --------------------------------------------------------------------------------------------------
@@ -201,10 +168,13 @@ def add_key(
 
 
 @keys.command("revoke")
-def revoke_key(key: Annotated[str, typer.Argument(help="The key's id, key_…")]) -> None:
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="The key's id, key_…")], as_json: Json = False
+) -> None:
     """End an API key for good, from the next request on."""
     with connected() as client:
-        client.revoke_key(key)
+        ended = client.revoke_key(key)
+    said(ended, as_json)
 
 
 # --- the audit log -----------------------------------------------------------------------------------------
@@ -216,21 +186,24 @@ def audit(
     limit: Annotated[int, typer.Option(help="Most entries.", min=1, max=1000)] = 50,
     as_json: Json = False,
 ) -> None:
-    """Show who did or tried what, newest first."""
+    """Show who did or tried what.
+
+    Newest first.
+    """
     with connected() as client:
         found = client.audit(target=target, actor=actor, limit=limit)["entries"]
     columns = {"when": "at", "who": "actor_id", "what": "action", "on": "target_id", "and": "other_id"}
     _shown(found, as_json, **columns, outcome="outcome")
 
 
-def _group_id(found: list[dict[str, Any]], wanted: str) -> str:
+def _group_id(found: Sequence[Mapping[str, Any]], wanted: str) -> str:
     matching = [str(group["id"]) for group in found if wanted in (group["id"], group["name"])]
     if not matching:
         fail(f"There is no group {wanted} that you see; see `km groups`.", code=1)
     return matching[0]
 
 
-def _shown(found: list[dict[str, Any]], as_json: bool, /, **columns: str) -> None:
+def _shown(found: Sequence[Mapping[str, Any]], as_json: bool, /, **columns: str) -> None:
     if as_json:
         print_json(found)
     else:

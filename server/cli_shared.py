@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -11,12 +10,27 @@ import typer
 
 if TYPE_CHECKING:
     from km_registry.recipe import RecipeLimits
-    from server.client import Client
+    from server.client import KM, ClientError
     from server.config import ServerSettings
 
-_USAGE_ERROR = 2
+_FAILED, _USAGE_ERROR, _NO_SERVER = 1, 2, 3
 
-DocumentId = Annotated[str, typer.Argument(help="The document's id, doc_…")]
+
+def _document_ids(incomplete: str) -> list[tuple[str, str]]:
+    """For completion: ids and titles, of a server that answers at once."""
+    from server.client import KM, ClientError
+
+    try:
+        with KM(retries=0, timeout_s=2.0) as client:
+            found = client.documents()["documents"]
+    except ClientError:
+        return []
+    return [(one["id"], one["title"]) for one in found if one["id"].startswith(incomplete)]
+
+
+DocumentId = Annotated[
+    str, typer.Argument(help="The document's id, doc_…", autocompletion=_document_ids, metavar="DOC")
+]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help='Training recipe as JSON, for example {"steps": 200}.')
 ]
@@ -55,7 +69,7 @@ def check_recipe(fields: dict[str, Any], limits: RecipeLimits) -> None:
         fail(error)
 
 
-def recipe_for(client: Client, recipe: str | None, preset: str | None) -> dict[str, Any] | None:
+def recipe_for(client: KM, recipe: str | None, preset: str | None) -> dict[str, Any] | None:
     """The recipe that the options ask for, checked against the server's limits; None without options."""
     if recipe is None and preset is None:
         return None
@@ -69,33 +83,49 @@ def recipe_for(client: Client, recipe: str | None, preset: str | None) -> dict[s
 
 
 @contextmanager
-def connected() -> Iterator[Client]:
+def connected(*, retries: int = 2) -> Iterator[KM]:
     """A client of the server that KM_URL and KM_API_KEY name; its errors end the command."""
-    from server.client import Client, ClientError
+    import stamina.instrumentation
 
-    key = os.environ.get("KM_API_KEY")
-    if not key:
-        fail("Set KM_API_KEY to an API key; `km serve` prints one at its first start.")
+    from server.client import KM, ClientError
+
+    # What is tried again is nobody's business here, and would be printed among the command's output.
+    stamina.instrumentation.set_on_retry_hooks(())
     try:
-        with Client(os.environ.get("KM_URL", "http://127.0.0.1:8321"), key) as client:
+        client = KM(retries=retries)
+    except ClientError as error:
+        fail(error)
+    try:
+        with client:
             yield client
     except ClientError as error:
-        fail(error, code=1)
+        fail(error, code=exit_code_of(error))
+
+
+def exit_code_of(error: ClientError) -> int:
+    """Whether the server refused, or is not there."""
+    return _NO_SERVER if error.unreachable else _FAILED
 
 
 def settings_of(**options: Any) -> ServerSettings:
-    """Settings from the environment, with the options that were given on top; what is wrong ends the
+    """Settings from file and environment, with the options that were given on top; what is wrong ends the
     command."""
     from pydantic import ValidationError
 
+    from km_registry.settings_file import SettingsFileError
     from server.config import ServerSettings
 
     try:
         return ServerSettings(**{name: value for name, value in options.items() if value is not None})
+    except SettingsFileError as error:
+        fail(error)
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper().removeprefix("KM_")
-        fail(f"The setting KM_{name} is wrong: {first['msg']}. Correct the option or the variable.")
+        fail(
+            f"The setting KM_{name} is wrong: {first['msg']}. Correct the option, the variable or the "
+            "settings file."
+        )
 
 
 def print_json(found: Any) -> None:
@@ -105,7 +135,13 @@ def print_json(found: Any) -> None:
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def print_table(found: list[dict[str, Any]], /, **columns: str) -> None:
+def said(done: Mapping[str, Any], as_json: bool) -> None:
+    """Of what has nothing to tell a person, tell a program what was done."""
+    if as_json:
+        print_json(done)
+
+
+def print_table(found: Sequence[Mapping[str, Any]], /, **columns: str) -> None:
     """Print these fields of what was found, one line each; `columns` maps headings to fields."""
     from rich.console import Console
     from rich.table import Table

@@ -1,10 +1,10 @@
-"""Settings of the server. Each is an environment variable with prefix KM_ and an option of `km serve`."""
+"""Settings of the server: each an option of `km serve`, a variable with prefix KM_, a line of a file."""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from server.modes import AutoKE, AutoPolicy, Mode
 
 class ServerSettings(RegistrySettings):
     """How this server listens and how its engine runs."""
+
+    file_strict: ClassVar[bool] = True
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8321, ge=0, le=65535, description="port to listen on; 0 takes a free one")

@@ -20,8 +20,9 @@ _START_TIMEOUT_S = 300.0
 #: The server stops itself within ten seconds of being told to.
 _STOP_TIMEOUT_S = 15.0
 _SHOWN_LINES = 12
-#: Where another server keeps its records and its queue.
-_NOT_OURS = {"KM_DATABASE_URL", "KM_REDIS_URL", "REDIS_URL"}
+#: Where another server keeps its records and its queue. Empty rather than not set: a settings file that names
+#: them is not heard either.
+_NOT_OURS = {"KM_DATABASE_URL": "", "KM_REDIS_URL": "", "REDIS_URL": ""}
 
 
 class OwnServerError(KMError):
@@ -58,7 +59,7 @@ def own_server(
     command.append(f"--ready-file={ready}")
     # The file of a server that was killed would be taken for this one's.
     ready.unlink(missing_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    environment = {**os.environ, **_NOT_OURS}
     with (
         _output(log) as output,
         subprocess.Popen(

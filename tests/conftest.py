@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ from km_registry.registry import Registry
 from km_registry.types import Principal
 from server.redis_private import find_executable
 from tests.postgres import PostgresServer, running
+
+#: No settings file of whoever runs the tests: neither here nor in the processes that tests start.
+os.environ["KM_CONFIG"] = os.devnull
 
 
 @pytest.fixture(scope="session")

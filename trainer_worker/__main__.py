@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import asdict
 
 import structlog
 from pydantic import ValidationError
 
+from km_registry.config import RegistrySettings
 from km_registry.errors import KMError
+from km_registry.setting_origins import settings_in_force
 from trainer_worker.config import TrainerSettings
 
 
@@ -16,9 +20,11 @@ def main() -> int:
     """Read the settings, import what jobs need, work until stopped. Exit code 2 when it cannot start."""
     try:
         settings = TrainerSettings()
-    except ValidationError as error:
+    except (ValidationError, KMError) as error:
         sys.stderr.write(f"km worker: {error}\n")
         return 2
+    if sys.argv[1:] == ["--settings"]:
+        return _tell(settings)
     _configure_logs()
     os.nice(settings.niceness)
     # How long OpenMP's threads spin before they sleep. By default longer than the engine can spare: with both
@@ -38,6 +44,14 @@ def main() -> int:
     except KMError as error:
         sys.stderr.write(f"km worker: {error}\n")
         return 2
+    return 0
+
+
+def _tell(settings: TrainerSettings) -> int:
+    """Print as JSON what is in force of the settings that only workers have: `km config` shows them too."""
+    own = set(TrainerSettings.model_fields) - set(RegistrySettings.model_fields)
+    told = [asdict(one) for one in settings_in_force(settings, names=own)]
+    sys.stdout.write(json.dumps(told))
     return 0
 
 

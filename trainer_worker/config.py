@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, SecretStr
 
 from km_registry.config import GeneratorEndpoint, RegistrySettings
@@ -10,6 +12,8 @@ from km_registry.errors import KMError
 
 class TrainerSettings(RegistrySettings):
     """Where the worker gets its jobs and its synthetic text, and how much it may use."""
+
+    file_section: ClassVar[str | None] = "trainer"
 
     generator_url: str = Field(
         "http://127.0.0.1:8321/v1", description="OpenAI-compatible endpoint (…/v1) that writes synthetic text"

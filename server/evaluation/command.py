@@ -65,7 +65,9 @@ def evaluate(
     retry: Annotated[bool, typer.Option("--retry", help="Try again what has failed.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs have done.")] = False,
 ) -> None:
-    """Measure KMs against other ways to know a document: train, ask, score; a table, a report, a plot.
+    """Measure KMs on your own questions.
+
+    Against other ways to know a document: train, ask, score; a table, a report, a plot.
 
     Stopped, it goes on where it was when it is called again; rows may be added later. Without --server it
     starts a server of its own.

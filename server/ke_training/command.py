@@ -52,7 +52,9 @@ def train_ke(
     retry: Annotated[bool, typer.Option("--retry", help="Train again the KMs that have failed.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs have done.")] = False,
 ) -> None:
-    """Train a Knowledge Extractor: how to answer, learned beside the KMs of many documents.
+    """Train a Knowledge Extractor.
+
+    How to answer, learned beside the KMs of many documents.
 
     Trains the documents' KMs on a server of its own, then the KE on their questions, with and without
     passages. Stopped, it goes on where it was when it is called again.

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stamina
 from typer.testing import CliRunner, Result
 
-from server import cli
+from server import cli, cli_server
+from server.cli_lazy import Listed
 
 EVENTS = (
     'event: queued\nid: 1\ndata: {"stage": "waiting"}\n\n: ping\n\n'
@@ -33,6 +35,8 @@ DOCUMENT = {
     "progress": "training 3/9",
     "recovered": 0.8123,
 }
+#: What they have to tell is not an answer but what goes on.
+RUN_SOMETHING = ("serve", "worker", "demo", "eval", "train-ke")
 RECIPES = {"limits": {"rank": 8, "context_tokens": 1024, "generators": ["big"]}}
 
 
@@ -91,6 +95,13 @@ def _form(content_type: str, body: bytes) -> Any:
     }
 
 
+@pytest.fixture(autouse=True)
+def _one_attempt() -> Iterator[None]:
+    # What is tried again is the client's business, and its tests'.
+    with stamina.set_testing(True, attempts=1):
+        yield
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     fake = FakeApi()
@@ -104,44 +115,53 @@ def km(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments))
 
 
-def test_importing_it_is_light() -> None:
-    heavy = ("torch", "transformers", "vllm", "fastapi", "uvicorn", "sqlalchemy", "httpx", "redis")
-    code = f"import sys, server.cli; print(*(name for name in {heavy} if name in sys.modules))"
+def test_help_imports_no_command_and_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "vllm", "fastapi", "uvicorn", "sqlalchemy", "httpx", "redis", "stamina"}
+    heavy |= {"pydantic", "km_registry", "server.client"} | {one.target.split(":")[0] for one in cli.COMMANDS}
+    code = (
+        "import sys, server.cli\ntry: server.cli.app(['--help'])\nexcept SystemExit: pass\n"
+        f"print(*(name for name in {sorted(heavy)} if name in sys.modules), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout.split() == []
+    assert done.stderr.split() == []
+    for listed in cli.COMMANDS:
+        assert f" {listed.name} " in done.stdout
 
 
-def test_help_names_every_command() -> None:
-    shown = km("--help").output
+@pytest.mark.parametrize("listed", cli.COMMANDS, ids=lambda listed: listed.name)
+def test_the_list_says_what_the_command_says(listed: Listed) -> None:
+    command = listed.load()
 
-    for command in (
-        "serve",
-        "worker",
-        "version",
-        "demo",
-        "eval",
-        "add",
-        "ls",
-        "ask",
-        "rm",
-        "watch",
-        "update",
-        "train",
-        "show",
-        "doctor",
-        "backup",
-        "restore",
-        "ke",
-        "share",
-        "unshare",
-        "users",
-        "groups",
-        "keys",
-        "audit",
-        "whoami",
-    ):
-        assert f" {command} " in shown
+    assert command.help is not None
+    assert listed.help == command.help.splitlines()[0]
+    for one in getattr(command, "commands", {"": command}).values():
+        options = {name for option in one.params for name in option.opts}
+        assert ("--json" in options) == (listed.name not in RUN_SOMETHING), one.name
+
+
+def test_a_command_that_is_not_there_is_named() -> None:
+    done = km("wacth")
+
+    assert done.exit_code == 2
+    assert "watch" in done.stderr
+
+
+def test_completion_knows_commands_and_documents(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.replies_with("GET", "/documents", {"documents": [DOCUMENT], "next_before": None})
+
+    def completed(words: str) -> str:
+        variables = {"_KM_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        return (
+            CliRunner()
+            .invoke(cli.app, [], prog_name="km", env={**variables, "COMP_CWORD": str(words.count(" "))})
+            .output
+        )
+
+    assert completed("km wat").split() == ["watch"]
+    assert "doc_1" in completed("km show doc")
+    monkeypatch.setenv("KM_URL", "http://127.0.0.1:1")
+    assert completed("km show doc").split() == []
 
 
 def test_add(api: FakeApi, tmp_path: Path) -> None:
@@ -189,6 +209,55 @@ def test_a_recipe_is_held_to_the_servers_limits(api: FakeApi, tmp_path: Path) ->
 
     assert "above the 8" in km("add", str(file), "--recipe", '{"rank": 9}').stderr
     assert "1024 tokens" in km("add", str(file), "--preset", "paper").stderr
+
+
+def test_add_takes_folders_and_goes_on_after_a_refusal(api: FakeApi, tmp_path: Path) -> None:
+    for name in ("a.md", "deep/b.TXT", ".hidden/c.md", "picture.png"):
+        file = tmp_path / "folder" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    (tmp_path / "named.png").write_text("no text")
+    api.replies_with("POST", "/documents", {"document": DOCUMENT, "job": {"state": "queued"}}, 202)
+
+    done = km("add", str(tmp_path / "folder"), str(tmp_path / "named.png"))
+
+    sent = [sent["file"] for _, _, sent, _ in api.requests]
+    assert sent == [("a.md", b"a.md"), ("b.TXT", b"deep/b.TXT"), ("named.png", b"no text")]
+    assert (done.exit_code, done.stdout.count("doc_1")) == (0, 3)
+    api.replies_with("POST", "/documents", {"error": {"message": "Not a document."}}, 415)
+    done = km("add", str(tmp_path / "folder"))
+    assert (done.exit_code, done.stderr.count("Not a document.")) == (1, 2)
+
+
+def test_add_reads_a_pipe_and_speaks_json(api: FakeApi) -> None:
+    reply = {"document": DOCUMENT, "job": {"state": "queued"}}
+    api.replies_with("POST", "/documents", reply, 202)
+
+    done = CliRunner().invoke(cli.app, ["add", "-", "--title", "Note", "--json"], input="It opens at six.")
+
+    assert api.requests[0][2] == {"file": ("stdin", b"It opens at six."), "title": "Note"}
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [reply]
+
+
+def test_add_refuses_what_cannot_be_meant(api: FakeApi, tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text(name)
+
+    assert "names one document" in km("add", str(tmp_path), "--title", "Two").stderr
+    assert "There is no" in km("add", str(tmp_path / "none.md")).stderr
+    assert km("add", str(tmp_path / "none.md")).exit_code == 2
+    assert api.requests == []
+
+
+def test_add_waits_for_the_training(api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("It opens at six.")
+    api.replies_with("POST", "/documents", {"document": DOCUMENT, "job": {"state": "queued"}}, 202)
+    api.replies_with("GET", "/documents/doc_1/events", 'event: failed\ndata: {"error": "no memory"}\n\n')
+
+    done = km("add", str(tmp_path / "a.md"), "--wait")
+
+    assert done.exit_code == 1
+    assert "no memory" in done.stdout
 
 
 def test_add_with_a_recipe(api: FakeApi, tmp_path: Path) -> None:
@@ -346,6 +415,53 @@ def test_ask_leaves_the_mode_to_the_server_and_shows_what_it_read(api: FakeApi) 
     assert done.stderr == "km: Beware.\n"
 
 
+def test_ask_compares_the_modes(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    answer = {"answer": " At six.", "mode": "rag", "prompt_tokens": 31, "milliseconds": 412.4}
+    api.replies_with("POST", "/answer", answer)
+
+    done = km("ask", "doc_1", "When?", "--compare", "--k", "2")
+
+    asked = [(sent["mode"], sent.get("k")) for _, _, sent, _ in api.requests]
+    assert asked == [("base", None), ("rag", 2), ("km", None), ("km+rag", 2), ("icl", None)]
+    assert done.output.splitlines()[1].split() == ["rag", "At", "six.", "31", "412"]
+    assert len(json.loads(km("ask", "doc_1", "When?", "--compare", "--json").output)) == 5
+    refusal = {"error": {"message": "It is not trained.", "code": "km_not_trained"}}
+    api.replies_with("POST", "/answer", refusal, 409)
+    done = km("ask", "doc_1", "When?", "--compare")
+    assert (done.exit_code, done.output.count("It is not trained.")) == (1, 5)
+    assert km("ask", "doc_1", "When?", "--compare", "--mode", "km").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "path", "reply"),
+    [
+        (("ls",), "GET", "/documents", {"documents": [DOCUMENT], "next_before": None}),
+        (("show", "doc_1"), "GET", "/documents/doc_1", {"document": DOCUMENT}),
+        (("ask", "doc_1", "When?"), "POST", "/answer", {"answer": "At six."}),
+        (("train", "doc_1"), "POST", "/documents/doc_1/train", {"job": {"state": "queued"}}),
+        (("rm", "doc_1"), "DELETE", "/documents/doc_1", {"document_id": "doc_1"}),
+        (("ke", "ls"), "GET", "/kes", {"kes": []}),
+    ],
+)
+def test_json_is_what_the_server_says(
+    api: FakeApi, arguments: tuple[str, ...], method: str, path: str, reply: dict[str, Any]
+) -> None:
+    api.replies_with(method, path, reply)
+
+    told = json.loads(km(*arguments, "--json").output)
+
+    assert told in (reply, *reply.values())
+
+
+def test_watch_as_json_and_its_end(api: FakeApi) -> None:
+    api.replies_with("GET", "/documents/doc_1/events", 'event: failed\ndata: {"error": "no memory"}\n\n')
+
+    done = km("watch", "doc_1", "--json")
+
+    assert (done.exit_code, json.loads(done.output)) == (1, {"event": "failed", "error": "no memory"})
+
+
 def test_rm(api: FakeApi) -> None:
     api.replies_with("DELETE", "/documents/doc_1", {"document_id": "doc_1"})
 
@@ -381,7 +497,7 @@ def test_no_server_is_one_line(arguments: tuple[str, ...], monkeypatch: pytest.M
 
     done = km(*arguments)
 
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     assert done.stderr.startswith("km: No answer from http://127.0.0.1:1")
     assert "`km serve`" in done.stderr
 
@@ -417,7 +533,7 @@ def test_worker_needs_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_worker_takes_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called: list[Any] = []
-    monkeypatch.setattr(cli.os, "execve", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(cli_server.os, "execve", lambda *arguments: called.append(arguments))
 
     km("worker", "--redis-url", "redis://r", "--data-dir", str(tmp_path), "--generator-url", "http://g/v1")
     km("worker", "--redis-url", "redis://r", "--concurrency", "2")

@@ -76,7 +76,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
         ("keys --user ada", ("GET", "/keys?user=ada", None), ["key_1"]),
         (
             "keys add laptop",
-            ("POST", "/keys", {"name": "laptop", "user": None, "expires_at": None}),
+            ("POST", "/keys", {"name": "laptop"}),
             ["key_1", "km_new"],
         ),
         ("keys revoke key_1", ("DELETE", "/keys/key_1", None), []),
@@ -108,6 +108,10 @@ def test_a_command_asks_and_prints(
         ("keys", [KEY]),
         ("keys add laptop", {"key": KEY, "api_key": "km_new"}),
         ("audit", [ENTRY]),
+        ("unshare doc_1 ada", {"document_id": "doc_1", "principal_id": "usr_a"}),
+        ("groups rm grp_c", {"group_id": "grp_c"}),
+        ("groups leave grp_c ada", {"group_id": "grp_c", "user_id": "usr_a"}),
+        ("keys revoke key_1", KEY),
     ],
 )
 def test_json_for_programs(api: FakeApi, command: str, printed: Any) -> None:
