@@ -101,6 +101,11 @@ class RegistrySettings(BaseSettings):
     ke_rank: int = Field(
         16, ge=0, le=256, description="highest rank of the KEs that are served; 0 serves none"
     )
+    lease_seconds: float = Field(
+        60.0,
+        ge=2,
+        description="silence of a training's process, in seconds, after which another takes the training up",
+    )
     train_concurrency: int = Field(
         4, ge=1, le=64, description="most documents that a worker trains together, if memory allows"
     )

@@ -16,7 +16,18 @@ from km_registry.events import Notifier, NullNotifier
 from km_registry.ke_records import KERecords
 from km_registry.people import People
 from km_registry.removing import Removals
-from km_registry.store import deletion, documents, jobs, keys, publishing, runs, users, versions, waiting
+from km_registry.store import (
+    deletion,
+    documents,
+    jobs,
+    keys,
+    publishing,
+    recovery,
+    runs,
+    users,
+    versions,
+    waiting,
+)
 from km_registry.store.store import Store
 from km_registry.types import (
     KM,
@@ -285,13 +296,15 @@ class Registry:
         """
         return publishing.publish(self._store, job_id, attempt, staged, metrics)
 
-    def unfinished_jobs(self, *, stale_after: float = 60.0) -> list[Job]:
+    def unfinished_jobs(self, *, stale_after: float | None = None) -> list[Job]:
         """Jobs that wait for a worker and may begin now, in the order of their turns.
 
-        Running ones whose worker has been silent for `stale_after` seconds are put back; a job whose workers
-        vanished more often than the setting `crash_retries` allows fails instead.
+        Running ones whose worker has been silent for `stale_after` seconds, by default the setting
+        `lease_seconds`, are put back; a job whose workers vanished more often than the setting
+        `crash_retries` allows fails instead.
         """
-        jobs.put_stale_back(self._store, stale_after)
+        lease = self._store.settings.lease_seconds if stale_after is None else stale_after
+        jobs.put_stale_back(self._store, lease)
         return waiting.waiting(self._store)
 
     def cancelled(self, job_id: str, attempt: int) -> bool:
@@ -321,6 +334,13 @@ class Registry:
         runs.end(self._store, run_id, crash)
 
     # Events and files
+
+    def recover(self) -> int:
+        """Remove what an upload or a change that was killed left behind; how many files and directories.
+
+        For the start of a server, before anything is uploaded. Idempotent.
+        """
+        return recovery.recover(self._store)
 
     def passages_dir(self, document_id: str) -> Path:
         """Where vectors of the document's passages are kept, whether it is there or not; purged with the

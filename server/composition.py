@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -23,6 +24,8 @@ from km_registry.registry import Registry
 from server.config import ServerSettings
 from server.engine.base import Engine
 from server.tokenizer import Tokenizer
+
+_log = structlog.get_logger(__name__)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -52,6 +55,8 @@ def open_records(settings: ServerSettings, redis_url: str) -> Records:
     """Open the registry (its tables are made or migrated) and the queue. Blocking."""
     redis = Redis.from_url(redis_url)
     registry = Registry.open(settings, RedisNotifier(redis))
+    if removed := registry.recover():
+        _log.info("removed what was left of uploads that were cut short", count=removed)
     return Records(registry, RqJobQueue(redis, registry), redis, AsyncRedis.from_url(redis_url))
 
 
@@ -167,6 +172,7 @@ def worker_environment(
         "KM_BASE_MODEL": EMBEDDED if embedded else str(model.path),
         "KM_GENERATORS": _as_json(settings.generators),
         "KM_LORA_RANK": str(settings.lora_rank),
+        "KM_LEASE_SECONDS": str(settings.lease_seconds),
         "KM_TRAIN_CONCURRENCY": str(settings.train_concurrency),
         "KM_CRASH_RETRIES": str(settings.crash_retries),
         "KM_RETRIES": str(settings.retries),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +23,35 @@ _OF_ONE = ("documents", "passages", "composites")
 
 def orphans(store: Store) -> Iterator[Finding]:
     """Whatever lies in the registry's directories and belongs to nothing."""
+    for path in _of_nothing(store):
+        yield Finding(
+            str(path.relative_to(store.layout.root)),
+            "it belongs to nothing that is recorded",
+            "it will be removed",
+            _removal(path),
+        )
+
+
+def _of_nothing(store: Store) -> Iterator[Path]:
     # The files are listed before the rows are read: what is made in between has its row by then.
     present = [path for directory in _directories(store.layout) for path in _entries(directory)]
     with store.database.reading() as session:
         named = _named(session, store.layout)
     for path in present:
         if path not in named and named.isdisjoint(path.parents):
-            yield _orphan(store, path)
+            yield path
+
+
+def orphans_of(store: Store, document_ids: Collection[str]) -> Iterator[Callable[[], int]]:
+    """What removes each of the files that belong to nothing and lie with one of these documents."""
+    homes = {
+        home(document_id)
+        for document_id in document_ids
+        for home in (store.layout.document_dir, store.layout.passages_dir)
+    }
+    for path in _of_nothing(store):
+        if path.parent in homes:
+            yield _removal(path)
 
 
 def _directories(layout: Layout) -> list[Path]:
@@ -80,11 +102,6 @@ def _composites(layout: Layout, kms: set[str], kes: set[str]) -> set[Path]:
     return {path for path in found if path.parent.name in kms and path.name.partition(".")[0] in kes}
 
 
-def _orphan(store: Store, path: Path) -> Finding:
+def _removal(path: Path) -> Callable[[], int]:
     remove = purge_dir if path.is_dir() and not path.is_symlink() else purge_file
-    return Finding(
-        str(path.relative_to(store.layout.root)),
-        "it belongs to nothing that is recorded",
-        "it will be removed",
-        partial(remove, path),
-    )
+    return partial(remove, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select
@@ -33,9 +34,10 @@ def add(
     if existing is not None:
         return *existing, False
     document_id = new_id("doc")
-    atomic_write(store.layout.text_file(document_id), content.data)
     try:
-        return *_insert(store, principal, document_id, content, recipe), True
+        with _marked(store, document_id):
+            atomic_write(store.layout.text_file(document_id), content.data)
+            return *_insert(store, principal, document_id, content, recipe), True
     except IntegrityError:
         # Another upload of the same text was faster; its document is the one.
         purge_dir(store.layout.document_dir(document_id))
@@ -46,6 +48,22 @@ def add(
     except BaseException:
         purge_dir(store.layout.document_dir(document_id))
         raise
+
+
+@contextmanager
+def _marked(store: Store, document_id: str) -> Iterator[None]:
+    """Within it the document's directory is marked as one whose row may never come.
+
+    A process that is killed leaves the mark, by which `recovery` knows what it may remove. That no row names
+    a directory is not enough: a server that is started with another database by mistake finds none of them.
+    """
+    mark = store.layout.upload_mark(document_id)
+    mark.parent.mkdir(mode=0o700)
+    mark.touch(mode=0o600)
+    yield
+    # The row is committed: from here on nothing may fail and have the text removed.
+    with suppress(OSError):
+        mark.unlink()
 
 
 def get(store: Store, principal: Principal, document_id: str, action: Action) -> Document:

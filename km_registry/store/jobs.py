@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from km_registry.artifacts import purge_dir
@@ -22,6 +22,8 @@ from km_registry.tables import DocumentRow, EventRow, JobRow
 from km_registry.types import Action, Event, Job, JobState, Principal, Stage
 
 _MAX_ERROR_CHARS = 2000
+#: The longest that a retry is put off, however often.
+LONGEST_WAIT = timedelta(hours=1)
 
 
 def queue_job(transaction: Transaction, document: DocumentRow, recipe: dict[str, Any]) -> Job:
@@ -131,7 +133,7 @@ def claim(store: Store, job_id: str, held_by: str | None) -> Job | None:
         job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one_or_none()
         if job is None or job.state != JobState.QUEUED:
             return None
-        if job.not_before is not None and job.not_before > now():
+        if job.not_before is not None and timedelta(0) < job.not_before - now() <= LONGEST_WAIT:
             return None
         abandoned = job.km_id
         job.state, job.attempt, job.km_id = JobState.RUNNING, job.attempt + 1, new_id("km")
@@ -236,14 +238,19 @@ def cancelled(store: Store, job_id: str, attempt: int) -> bool:
 
 
 def put_stale_back(store: Store, stale_after: float) -> None:
-    """Queue jobs again whose worker has been silent for `stale_after` seconds, or fail them."""
+    """Queue jobs again whose worker has been silent for `stale_after` seconds, or fail them.
+
+    A worker that lives is never ahead of the clock by more than it beats: a heartbeat from further in the
+    future is of one that died before the clock was set back.
+    """
     with store.transaction() as transaction:
         _put_stale_back(store, transaction, stale_after)
 
 
 def _put_stale_back(store: Store, transaction: Transaction, stale_after: float) -> None:
-    silent_since = now() - timedelta(seconds=stale_after)
-    stale = select(JobRow).where(JobRow.state == JobState.RUNNING, JobRow.heartbeat_at < silent_since)
+    present, lease = now(), timedelta(seconds=stale_after)
+    silent = or_(JobRow.heartbeat_at < present - lease, JobRow.heartbeat_at > present + abs(lease))
+    stale = select(JobRow).where(JobRow.state == JobState.RUNNING, silent)
     # A row that somebody holds right now is being seen to; whoever waited for it could be waited for.
     ordered = stale.order_by(JobRow.sequence).with_for_update(skip_locked=True)
     for row in transaction.session.scalars(ordered).all():

@@ -27,6 +27,10 @@ class Layout:
         """The document's directory."""
         return self.documents / document_id
 
+    def upload_mark(self, document_id: str) -> Path:
+        """Lies beside the text of an upload until its row is committed."""
+        return self.document_dir(document_id) / ".uncommitted"
+
     def text_file(self, document_id: str, version: int = 1) -> Path:
         """The text of a version of the document."""
         return self.document_dir(document_id) / ("text.txt" if version == 1 else f"text-{version}.txt")

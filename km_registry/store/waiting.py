@@ -13,14 +13,11 @@ from sqlalchemy import func, or_, select
 from km_registry.errors import ConflictError
 from km_registry.store import audit
 from km_registry.store.access import require
-from km_registry.store.jobs import fenced_update, mark_failed, purge_work, storable
+from km_registry.store.jobs import LONGEST_WAIT, fenced_update, mark_failed, purge_work, storable
 from km_registry.store.rows import as_job
 from km_registry.store.store import Store, now
 from km_registry.tables import DocumentRow, JobRow
 from km_registry.types import Action, Job, JobState, Principal, Priority
-
-#: The longest that a retry is put off, however often.
-_LONGEST = timedelta(hours=1)
 
 
 def waiting(store: Store, limit: int | None = None) -> list[Job]:
@@ -40,7 +37,9 @@ def waiting(store: Store, limit: int | None = None) -> list[Job]:
     own_order = func.row_number().over(
         partition_by=DocumentRow.owner_id, order_by=(JobRow.priority.desc(), JobRow.sequence)
     )
-    due = or_(JobRow.not_before.is_(None), JobRow.not_before <= now())
+    # What waits for longer than any retry does was put off before the clock was set back.
+    far = JobRow.not_before > now() + LONGEST_WAIT
+    due = or_(JobRow.not_before.is_(None), JobRow.not_before <= now(), far)
     turns = (
         select(JobRow.sequence, (own_order + func.coalesce(running.c.count, 0)).label("turn"))
         .join(DocumentRow, DocumentRow.id == JobRow.document_id)
@@ -84,7 +83,7 @@ def put_off(store: Store, job_id: str, attempt: int, reason: str, keep: Collecti
                 store, transaction, row, f"{reason} (attempts that failed so: {row.retries + 1})", keep
             )
             return as_job(row)
-        wait = min(timedelta(seconds=settings.retry_seconds) * 2**row.retries, _LONGEST)
+        wait = min(timedelta(seconds=settings.retry_seconds) * 2**row.retries, LONGEST_WAIT)
         row.state, row.held_by, row.error = JobState.QUEUED, None, storable(reason)
         row.retries, row.not_before = row.retries + 1, now() + wait
         told = {"attempt": attempt, "reason": row.error, "not_before": row.not_before.isoformat()}

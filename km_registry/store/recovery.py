@@ -1,0 +1,35 @@
+"""What a process that was killed left behind: half an upload, a version that was never recorded."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from km_registry.artifacts import purge_dir, purge_file
+from km_registry.doctor.orphans import orphans_of
+from km_registry.store.store import Store
+from km_registry.tables import DocumentRow
+
+
+def recover(store: Store) -> int:
+    """Remove the directories of uploads that were cut short, and what lies in a document's directories and
+    belongs to nothing; how many.
+
+    Directories of documents that the database does not know and that bear no mark stay: it may be the wrong
+    database. Nobody may be uploading.
+    """
+    with store.database.reading() as session:
+        known = set(session.scalars(select(DocumentRow.id)))
+    removed = 0
+    for directory in list(store.layout.documents.iterdir()):
+        mark = store.layout.upload_mark(directory.name)
+        if not mark.exists():
+            continue
+        if directory.name in known:
+            purge_file(mark)
+        else:
+            purge_dir(directory)
+            removed += 1
+    for orphan in orphans_of(store, known):
+        orphan()
+        removed += 1
+    return removed
