@@ -70,6 +70,13 @@ class ServerSettings(RegistrySettings):
         None, ge=1, description="tokens read and written for one user in a minute"
     )
 
+    reconcile_seconds: float = Field(
+        30.0, gt=0, description="seconds between two looks for what a crash or an outage interrupted"
+    )
+    audit_days: int = Field(
+        365, ge=0, description="how long entries of the audit log are kept, in days; 0 keeps them for ever"
+    )
+
     embedder: str = Field(
         EMBEDDED,
         description="`embedded` (all-MiniLM-L6-v2 from its wheel), a directory that sentence-transformers "

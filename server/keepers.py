@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -17,10 +20,29 @@ from server.redis_private import PrivateRedis, RedisUnavailableError
 from server.removing import Removing
 from server.replacing import Replacements
 
+if TYPE_CHECKING:
+    from server.state import AppState
+
 _log = structlog.get_logger(__name__)
 
-RECONCILE_EVERY_S = 30.0
 CHECK_EVERY_S = 5.0
+PRUNE_EVERY_S = 24 * 3600.0
+
+
+def keepers_of(state: AppState) -> list[Coroutine[Any, Any, None]]:
+    """What keeps the parts of a server in order, to be run until it stops."""
+    every_s = state.settings.reconcile_seconds
+    found = [
+        keep_reconciled(state.registry, state.queue, state.deletions, state.ke_keeper, every_s=every_s),
+        keep_replaced(state.replacements, every_s=min(every_s, CHECK_EVERY_S)),
+        keep_removed(state.removing, every_s=every_s),
+        state.engine_keeper.run(),
+    ]
+    if state.settings.audit_days:
+        found.append(keep_audit(state.registry, state.settings.audit_days))
+    if state.settings.compose_ahead:
+        found.append(keep_composed(state.composing_ahead))
+    return found
 
 
 async def keep_reconciled(
@@ -29,7 +51,7 @@ async def keep_reconciled(
     deletions: Deletions,
     kes: KEKeeper,
     *,
-    every_s: float = RECONCILE_EVERY_S,
+    every_s: float,
 ) -> None:
     """Take up again what a crash or an outage interrupted: deletions first, then jobs."""
     while True:
@@ -45,7 +67,22 @@ async def keep_reconciled(
         await asyncio.sleep(every_s)
 
 
-async def keep_removed(removing: Removing, *, every_s: float = RECONCILE_EVERY_S) -> None:
+async def keep_audit(registry: Registry, days: int, *, every_s: float = PRUNE_EVERY_S) -> None:
+    """Forget what the audit log says of more than `days` days ago, at once and daily."""
+    while True:
+        try:
+            forgotten = await asyncio.to_thread(
+                registry.people.prune_audit, datetime.now(UTC) - timedelta(days=days)
+            )
+        except SQLAlchemyError as error:
+            _log.warning("audit log not pruned; will try again", error=type(error).__name__)
+        else:
+            if forgotten:
+                _log.info("audit log pruned", entries=forgotten, days=days)
+        await asyncio.sleep(every_s)
+
+
+async def keep_removed(removing: Removing, *, every_s: float) -> None:
     """Complete the removals of KMs, versions and users that a crash or an outage interrupted."""
     while True:
         try:

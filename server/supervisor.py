@@ -28,9 +28,8 @@ from server import ready_file as ready_files
 from server.composition import Records
 from server.config import ServerSettings
 from server.engine.base import Engine
-from server.engine_keeper import EngineKeeper
 from server.http_server import HttpServer
-from server.keepers import keep_composed, keep_reconciled, keep_redis, keep_removed, keep_replaced
+from server.keepers import keep_redis, keepers_of
 from server.redis_private import PrivateRedis, check
 from server.stages import Stages
 from server.startup import ServeError, StoppedError, data_directory, listen, url_of
@@ -83,7 +82,6 @@ class _Parts:
     """Everything that runs once the start is over."""
 
     records: Records
-    engine_keeper: EngineKeeper
     worker: WorkerProcess
     http: HttpServer
     state: AppState
@@ -145,7 +143,7 @@ class Supervisor:
         with self._stages.stage("worker") as stage:
             await worker.start()
             stage.detail = f"process {worker.pid}"
-        return _Parts(records, state.engine_keeper, worker, http, state)
+        return _Parts(records, worker, http, state)
 
     def _start_redis(self, stack: AsyncExitStack) -> str:
         """The URL of the Redis to use; a private one is started, not yet waited for."""
@@ -226,16 +224,7 @@ class Supervisor:
 
     async def _watch(self, parts: _Parts) -> None:
         """Keep every part running until the server is told to stop."""
-        records = parts.records
-        work = [
-            parts.worker.run(),
-            keep_reconciled(records.registry, records.queue, parts.state.deletions, parts.state.ke_keeper),
-            keep_replaced(parts.state.replacements),
-            keep_removed(parts.state.removing),
-            parts.engine_keeper.run(),
-        ]
-        if self._settings.compose_ahead:
-            work.append(keep_composed(parts.state.composing_ahead))
+        work = [parts.worker.run(), *keepers_of(parts.state)]
         if self._redis:
             work.append(keep_redis(self._redis))
         keepers = [asyncio.create_task(one) for one in work]
