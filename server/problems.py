@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +29,7 @@ _log = structlog.get_logger(__name__)
 _NOT_FOUND = (
     "There is no such thing here, or it is not yours. Check the id, or list yours with GET /documents."
 )
+_POSTGRESQL_FULL = "53100"
 _RETRY = {"Retry-After": "5"}
 
 
@@ -105,6 +108,8 @@ def install(app: FastAPI) -> None:
     """Have the app answer every exception in the one shape."""
     for error in PROBLEMS:
         app.add_exception_handler(error, _mapped)
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(OSError, _system)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
@@ -172,6 +177,31 @@ async def _mapped(_: Request, error: Exception) -> JSONResponse:
     if (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
         headers["Retry-After"] = str(retry_after_s)
     return JSONResponse(error_body(error), status_code=found.status, headers=headers)
+
+
+async def _database(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OperationalError)
+    full = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    if full or getattr(error.orig, "sqlstate", None) == _POSTGRESQL_FULL:
+        return _disk_full()
+    return await _mapped(request, error)
+
+
+async def _system(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _disk_full()
+    raise error
+
+
+def _disk_full() -> JSONResponse:
+    _log.error("the disk is full")
+    return problem(
+        507,
+        "server_error",
+        "The server's disk is full, and nothing of this was kept. Try again when its operator has made room.",
+        code="disk_full",
+    )
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
