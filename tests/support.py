@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,21 @@ def write_ke(
 ) -> Path:
     """A complete KE for the module that KMs of tests adapt, with the scalars `weights` (w_M, w_E)."""
     write_adapter(directory, rank=rank, fill=fill)
+    return complete_ke(directory, ["model.layers.0.self_attn.q_proj"], rank=rank, weights=weights, **fields)
+
+
+def complete_ke(
+    directory: Path,
+    layers: Sequence[str],
+    *,
+    rank: int,
+    weights: tuple[float, float] = (0.75, 0.5),
+    **fields: Any,
+) -> Path:
+    """Make the adapter of these layers in the directory a KE."""
     scalars = {
-        f"model.layers.0.self_attn.q_proj.{name}": np.array([value], dtype=np.float32)
+        f"{layer}.{name}": np.array([value], dtype=np.float32)
+        for layer in layers
         for name, value in zip(("w_M", "w_E"), weights, strict=True)
     }
     save_file(scalars, directory / "composition.safetensors")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from server.engine.base import Adapter
 from server.engine.engine_processes import started_since, with_descendants
 from server.engine.vllm_engine import EngineConfig, VllmEngine
-
-RANK = 16
+from tests.adapters import write_llama_adapter
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,45 +50,10 @@ def make_adapter(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
     def make(engine_id: int, seed: int) -> Adapter:
         directory = tmp_path_factory.mktemp("adapter")
-        write_adapter(directory, config, seed)
+        write_llama_adapter(directory, config, seed=seed)
         return Adapter(f"km-{engine_id}", engine_id, directory)
 
     return make
-
-
-def write_adapter(directory: Path, config: object, seed: int) -> None:
-    """Random non-zero weights for every linear layer of a Llama-like model."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    kv = config.num_key_value_heads * config.head_dim
-    shapes = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for layer in range(config.num_hidden_layers):
-        for module, (out, into) in shapes.items():
-            name = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{name}.lora_A.weight"] = torch.randn(RANK, into, generator=generator) / into**0.5
-            tensors[f"{name}.lora_B.weight"] = torch.randn(out, RANK, generator=generator) * 0.6 / RANK**0.5
-    save_file(tensors, directory / "adapter_model.safetensors")
-    description = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "base",
-        "r": RANK,
-        "lora_alpha": RANK,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": [module.split(".")[1] for module in shapes],
-        "modules_to_save": None,
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(description))
 
 
 @pytest_asyncio.fixture(scope="session")

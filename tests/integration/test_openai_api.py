@@ -26,7 +26,7 @@ from server.engine.vllm_engine import VllmEngine
 from server.http_server import HttpServer
 from server.kms import adapter_of
 from server.startup import listen, url_of
-from tests.integration.conftest import RANK, write_adapter
+from tests.adapters import RANK, write_llama_adapter
 from tests.support import BASE_FINGERPRINT
 
 QUESTION = "Who founded the naïve café on the island?"
@@ -85,7 +85,7 @@ def km(client: AsyncOpenAI, registry: Registry, embedded_model: Path) -> KM:
     assert claimed is not None
     directory = registry.work_dir(job.id) / f"staged-{claimed.attempt}"
     directory.mkdir(parents=True)
-    write_adapter(directory, AutoConfig.from_pretrained(embedded_model), seed=11)
+    write_llama_adapter(directory, AutoConfig.from_pretrained(embedded_model), seed=11)
     (directory / "README.md").write_text("A KM made by a test.\n")
     fields = {
         "base_model": "embedded",
