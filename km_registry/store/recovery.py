@@ -1,4 +1,4 @@
-"""What a process that was killed left behind: half an upload, a version that was never recorded."""
+"""What a process that was killed left behind: half an upload, a version never recorded, half a KE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from km_registry.tables import DocumentRow
 
 def recover(store: Store) -> int:
     """Remove the directories of uploads that were cut short, and what lies in a document's directories and
-    belongs to nothing; how many.
+    belongs to nothing, and half copied KEs; how many.
 
     Directories of documents that the database does not know and that bear no mark stay: it may be the wrong
     database. Nobody may be uploading.
@@ -29,6 +29,10 @@ def recover(store: Store) -> int:
         else:
             purge_dir(directory)
             removed += 1
+    # A KE that was being copied.
+    for staged in list(store.layout.kes.glob(".*")):
+        purge_dir(staged)
+        removed += 1
     for orphan in orphans_of(store, known):
         orphan()
         removed += 1

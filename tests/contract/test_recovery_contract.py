@@ -65,6 +65,11 @@ class TestUploadsThatWereCutShort:
     ) -> None:
         assert not [path for path in files_below(settings.data_dir) if path.name == MARK]
 
+    def test_half_a_ke_goes(self, registry: Registry, settings: RegistrySettings) -> None:
+        (settings.data_dir / "kes" / ".ke_aaaaaaaaaaaaaaaaaaaa").mkdir()
+        assert registry.recover() == 1
+        assert list((settings.data_dir / "kes").iterdir()) == []
+
     def test_documents_of_another_database_are_not_touched(
         self, registry: Registry, settings: RegistrySettings, kaldvik: tuple[Document, Job]
     ) -> None:
