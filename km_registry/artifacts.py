@@ -86,7 +86,7 @@ _KE = _Kind(
     remedy="train the KE again, or copy it anew",
 )
 _KINDS = {kind.name: kind for kind in (_KM, _KE)}
-#: What an adapter's configuration must not say: it is not served, or a composite would not be exact.
+#: What an adapter's configuration must not say: it is not served, or makes composites inexact.
 _PLAIN: tuple[tuple[str, Any], ...] = (
     ("use_dora", False),
     ("use_rslora", False),
@@ -118,12 +118,17 @@ def write_ke_manifest(directory: Path, fields: dict[str, Any]) -> dict[str, Any]
 
 
 def verify(
-    directory: Path, *, base_fingerprint: str | None = None, max_rank: int | None = None
+    directory: Path,
+    *,
+    base_fingerprint: str | None = None,
+    max_rank: int | None = None,
+    tensors: bool = True,
 ) -> dict[str, Any]:
     """Read a KM's directory and make sure that it is what was written; the manifest.
 
     ArtifactError when a file is missing, altered, truncated or extra, a tensor is not finite, the KM is for
-    another base model than `base_fingerprint`, or its rank is above `max_rank`.
+    another base model than `base_fingerprint`, or its rank is above `max_rank`. Without `tensors` their
+    numbers are not looked at: for files that were verified before.
     """
     manifest = _verify_manifest(directory, _KM, base_fingerprint)
     rank = _verify_config(directory, manifest, _KM)
@@ -131,17 +136,19 @@ def verify(
         raise ArtifactError(
             f"{directory.name} has rank {rank}, more than {max_rank}; raise KM_LORA_RANK or {_KM.remedy}"
         )
-    _verify_weights(read_tensors(directory / WEIGHTS, _KM.remedy), rank, _KM)
+    if tensors:
+        _verify_weights(read_tensors(directory / WEIGHTS, _KM.remedy), rank, _KM)
     return manifest
 
 
 def verify_ke(
-    directory: Path, *, base_fingerprint: str | None = None, max_rank: int | None = None
+    directory: Path,
+    *,
+    base_fingerprint: str | None = None,
+    max_rank: int | None = None,
+    tensors: bool = True,
 ) -> dict[str, Any]:
-    """Read a KE's directory and make sure that it is what was written; the manifest.
-
-    ArtifactError as for a KM, and when its layers and its composition's are not the same.
-    """
+    """The same for a KE. ArtifactError also when its layers and its composition's are not the same."""
     manifest = _verify_manifest(directory, _KE, base_fingerprint)
     rank = _verify_config(directory, manifest, _KE)
     if max_rank is not None and rank > max_rank:
@@ -149,6 +156,8 @@ def verify_ke(
             f"{directory.name} has rank {rank}, more than {max_rank}; raise KM_KE_RANK, or train a KE of a "
             "lower rank"
         )
+    if not tensors:
+        return manifest
     weights = read_tensors(directory / WEIGHTS, _KE.remedy)
     _verify_weights(weights, rank, _KE)
     _verify_composition(_layers(weights), read_tensors(directory / COMPOSITION, _KE.remedy))

@@ -32,8 +32,11 @@ from km_registry.errors import ArtifactError
 from km_registry.files import fsync, move_into_place, purge_dir
 
 #: Part of a composite's name: another way to compose is another composite.
-FORMAT = 1
+FORMAT = 2
 _LENGTH = 20
+#: SHA-256 of a composite's other files.
+DIGESTS = "digests.json"
+_REMADE = "ask again: it is made anew"
 _REMEDY = "register the KE anew, or train the document again"
 
 #: Of any floating-point format in an adapter, of float32 in a composite.
@@ -174,6 +177,26 @@ def _write(directory: Path, pairs: Mapping[str, tuple[Matrix, Matrix]], rank: in
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     files = [directory / name for name in (WEIGHTS, CONFIG)]
+    digests = {path.name: _digest(path) for path in files}
+    (directory / DIGESTS).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
+    files.append(directory / DIGESTS)
     for path in files:
         fsync(path)
     return sum(path.stat().st_size for path in files)
+
+
+def verify_composite(directory: Path) -> None:
+    """Make sure that a composite's files are what was written. ArtifactError when they are not."""
+    written = read_json(directory / DIGESTS, _REMADE)
+    for name in (WEIGHTS, CONFIG):
+        try:
+            found = _digest(directory / name)
+        except FileNotFoundError:
+            raise ArtifactError(f"the composite {directory.name} lacks {name}; {_REMADE}") from None
+        if found != written.get(name):
+            raise ArtifactError(f"{name} of the composite {directory.name} was altered; {_REMADE}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

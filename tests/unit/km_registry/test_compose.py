@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from km_registry.adapter_files import COMPOSITION, CONFIG, PREFIX, WEIGHTS, as_float32
-from km_registry.compose import Lora, compose, composite_name, joined, read_lora, read_scalars
+from km_registry.compose import (
+    DIGESTS,
+    Lora,
+    compose,
+    composite_name,
+    joined,
+    read_lora,
+    read_scalars,
+    verify_composite,
+)
 from km_registry.errors import ArtifactError
 from tests.support import write_adapter, write_ke
 
@@ -110,7 +120,8 @@ def test_a_composite_is_a_peft_directory_in_float32(tmp_path: Path) -> None:
     target = tmp_path / "composites" / "kc"
     size = compose(ke, target, km=km)
     files = {path.name: path.stat().st_size for path in target.iterdir()}
-    assert set(files) == {WEIGHTS, CONFIG}
+    assert set(files) == {WEIGHTS, CONFIG, DIGESTS}
+    verify_composite(target)
     assert size == sum(files.values())
     config = json.loads((target / CONFIG).read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (6, 6, ["q_proj"])
@@ -119,6 +130,21 @@ def test_a_composite_is_a_peft_directory_in_float32(tmp_path: Path) -> None:
     assert a.dtype == b.dtype == np.float32
     assert a.tolist() == [[0.5] * 8] * 4 + [[0.25] * 8] * 2
     assert b.tolist() == [[0.375] * 4 + [0.125] * 2] * 8
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, DIGESTS])
+@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-3] + b"xyz", None])
+def test_a_composite_that_is_damaged_is_refused(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes] | None
+) -> None:
+    compose(write_ke(tmp_path / "ke"), tmp_path / "kc")
+    file = tmp_path / "kc" / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ArtifactError, match=name):
+        verify_composite(tmp_path / "kc")
 
 
 def test_a_composite_that_is_there_is_kept(tmp_path: Path) -> None:
