@@ -15,9 +15,10 @@ import structlog
 from starlette.concurrency import run_in_threadpool
 
 from km_registry import composites
+from km_registry.artifacts import verify, verify_ke
 from km_registry.compose import compose
 from km_registry.types import KE, KM
-from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError
+from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError, Eviction
 from server.kms import adapter_of
 from server.metrics import Metrics
 from server.once import Once
@@ -110,18 +111,26 @@ class Composites:
         self._make_room()
         return True
 
-    async def evict_kms(self, kms: Iterable[KM]) -> list[str]:
-        """Have the engine let go of KMs and all composites of them; names of those that were in it.
+    async def retire_kms(self, kms: Iterable[KM]) -> None:
+        """Have the engine send away who still waits for a slot for one of the KMs or their composites."""
+        for km in kms:
+            for path, kept in list(self._kept.items()):
+                if path.parent.name == km.id and kept.adapter is not None:
+                    await self._engine.retire(kept.adapter)
+            await self._engine.retire(adapter_of(km))
+
+    async def evict_kms(self, kms: Iterable[KM]) -> list[Eviction]:
+        """Have the engine let go of KMs and all composites of them; what it says of those that were in it.
 
         Their files may be removed then. Nobody may be using them, or begin to.
         """
         evicted = []
         for km in kms:
             evicted += await self._evict([path for path in self._known() if path.parent.name == km.id])
-            evicted += [km.id] if await self._engine.evict(adapter_of(km)) else []
-        return evicted
+            evicted.append(await self._engine.evict(adapter_of(km)))
+        return [one for one in evicted if one.resident]
 
-    async def evict_ke(self, ke: KE) -> list[str]:
+    async def evict_ke(self, ke: KE) -> list[Eviction]:
         """The same for all composites of a KE, and what serves it alone."""
         return await self._evict([path for path in self._known() if path.name.startswith(f"{ke.id}.")])
 
@@ -140,7 +149,7 @@ class Composites:
 
     async def _make(self, path: Path, ke: KE, km: KM | None) -> None:
         began = time.perf_counter()
-        size = await run_in_threadpool(compose, Path(ke.path), path, km=Path(km.path) if km else None)
+        size = await run_in_threadpool(_composed, ke, path, km)
         self._metrics.composed(time.perf_counter() - began)
         self._kept[path] = _Kept(path, size)
         self._report()
@@ -170,23 +179,31 @@ class Composites:
         await run_in_threadpool(composites.remove, kept.path)
         self._report()
 
-    async def _evict(self, paths: list[Path]) -> list[str]:
+    async def _evict(self, paths: list[Path]) -> list[Eviction]:
         evicted = []
         for path in paths:
             await self._making.idle(path)
             await self._leaving.idle(path)
             kept = self._kept.get(path)
-            if kept is not None and kept.adapter is not None and await self._engine.evict(kept.adapter):
-                evicted.append(kept.adapter.name)
+            if kept is not None and kept.adapter is not None:
+                evicted.append(await self._engine.evict(kept.adapter))
             self._kept.pop(path, None)
         self._report()
-        return evicted
+        return [one for one in evicted if one.resident]
 
     def _known(self) -> list[Path]:
         return [*self._kept, *self._making.keys(), *self._leaving.keys()]
 
     def _report(self) -> None:
         self._metrics.composites(len(self._kept), self.bytes)
+
+
+def _composed(ke: KE, path: Path, km: KM | None) -> int:
+    """Compose the two, as they were when they came into the registry. Blocking. ArtifactError, OSError."""
+    verify_ke(Path(ke.path), base_fingerprint=ke.base_fingerprint, tensors=False)
+    if km is not None:
+        verify(Path(km.path), base_fingerprint=km.base_fingerprint, tensors=False)
+    return compose(Path(ke.path), path, km=Path(km.path) if km else None)
 
 
 def _size(path: Path) -> int:

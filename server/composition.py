@@ -21,6 +21,7 @@ from km_registry.config import GeneratorEndpoint
 from km_registry.events import RedisNotifier
 from km_registry.jobs import JobQueue, RqJobQueue
 from km_registry.registry import Registry
+from km_registry.store.layout import Layout
 from server.config import ServerSettings
 from server.engine.base import Engine
 from server.tokenizer import Tokenizer
@@ -83,19 +84,22 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
         from server.engine.scripted import ScriptedEngine
 
         return ScriptedEngine(tokenizer, max_model_len=settings.max_model_len)
+    from server.engine.adapter_files import verifier
     from server.engine.vllm_engine import EngineConfig, VllmEngine
 
+    # Composites have both ranks, and slots are as wide as the widest adapter.
+    max_rank = settings.lora_rank + settings.ke_rank
     return VllmEngine(
         EngineConfig(
             model=model.path,
             max_model_len=settings.max_model_len,
             max_loras=settings.max_loras,
             max_cpu_loras=settings.max_cpu_loras,
-            # Composites have both ranks, and slots are as wide as the widest adapter.
-            max_lora_rank=settings.lora_rank + settings.ke_rank,
+            max_lora_rank=max_rank,
             kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
             dtype=settings.dtype,
-        )
+        ),
+        verifier(Layout(settings.data_dir).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
     )
 
 

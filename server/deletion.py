@@ -80,13 +80,20 @@ class Deletions:
         # None begins from here on: of a tombstoned document nothing is superseded.
         await self._replacements.idle(document.id)
         await self._stop_training(document.id)
+        kms = await run_in_threadpool(self._registry.all_kms_of, document.id)
+        # Whose answers have not begun.
+        await self._composites.retire_kms(kms)
         await self._in_flight.drain(document.id)
         await self._retriever.forget(document.id)
-        kms = await run_in_threadpool(self._registry.all_kms_of, document.id)
         evicted = await self._composites.evict_kms(kms)
         purged = await run_in_threadpool(self._registry.purge, document.id)
+        purged |= {
+            "engine_adapters": len(evicted),
+            "engine_slots": sum(one.from_slot for one in evicted),
+            "engine_prefixes_forgotten": all(one.prefixes_forgotten for one in evicted),
+        }
         receipt = await run_in_threadpool(self._registry.complete_deletion, document.id, purged)
-        _log.info("document deleted", document_id=document.id, evicted=evicted)
+        _log.info("document deleted", document_id=document.id, evicted=[one.name for one in evicted])
         return receipt
 
     async def _stop_training(self, document_id: str) -> None:

@@ -37,11 +37,7 @@ class EngineCollector(Collector):
 
 
 def _engine(status: EngineStatus) -> Iterable[Metric]:
-    misses = status.adapter_requests - status.found_in_memory
-    evicted = {
-        "slot": status.swaps - status.pinned - status.idle,
-        "memory": status.loads - status.in_memory,
-    }
+    adapters = status.adapters
     yield _family(
         GaugeMetricFamily,
         "km_engine_requests",
@@ -54,24 +50,33 @@ def _engine(status: EngineStatus) -> Iterable[Metric]:
         "km_adapter_slots",
         "The engine's slots: with adapters that are being asked, with others, and empty.",
         "state",
-        {"pinned": status.pinned, "idle": status.idle, "free": status.free},
+        {"pinned": adapters.pinned, "idle": adapters.idle, "free": adapters.free},
     )
     yield GaugeMetricFamily(
-        "km_adapters_in_memory", "Adapters in the engine's memory.", value=status.in_memory
+        "km_adapters_in_memory", "Adapters in the engine's memory.", value=adapters.in_memory
+    )
+    yield GaugeMetricFamily(
+        "km_adapter_requests_waiting",
+        "Requests that wait since all slots are in use by others' adapters.",
+        value=adapters.waiting,
     )
     yield _family(
         CounterMetricFamily,
         "km_adapter_requests",
-        "Requests with an adapter, by whether the engine had it in memory.",
-        "result",
-        {"hit": status.found_in_memory, "miss": misses},
+        "Requests with an adapter, by where it was: in a slot, in memory or on disk.",
+        "found",
+        {
+            "slot": adapters.found_in_slot,
+            "memory": adapters.found_in_memory,
+            "disk": adapters.found_on_disk,
+        },
     )
     yield _family(
         CounterMetricFamily,
         "km_adapter_moves",
         "Adapters that were loaded from disk to memory, or swapped from memory into a slot.",
         "to",
-        {"memory": status.loads, "slot": status.swaps},
+        {"memory": adapters.loads, "slot": adapters.swaps},
     )
     yield _family(
         CounterMetricFamily,
@@ -85,7 +90,7 @@ def _engine(status: EngineStatus) -> Iterable[Metric]:
         "km_adapter_evictions",
         "Adapters that left a slot, or the engine's memory.",
         "tier",
-        evicted,
+        {"slot": adapters.left_slot, "memory": adapters.left_memory},
     )
 
 

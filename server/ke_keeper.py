@@ -90,7 +90,7 @@ class KEKeeper:
         async with self._forgetting:
             evicted = await self._composites.evict_ke(ke)
             removed = await run_in_threadpool(self._registry.kes.purge, ke.id)
-        _log.info("KE deleted", ke_id=ke.id, evicted=evicted)
+        _log.info("KE deleted", ke_id=ke.id, evicted=[one.name for one in evicted])
         return removed
 
 

@@ -16,6 +16,7 @@ from km_registry.registry import Registry
 from server.composing_ahead import ComposingAhead
 from server.deletion import Deletions
 from server.ke_keeper import KEKeeper
+from server.prefetching import Prefetching
 from server.redis_private import PrivateRedis, RedisUnavailableError
 from server.removing import Removing
 from server.replacing import Replacements
@@ -36,6 +37,7 @@ def keepers_of(state: AppState) -> list[Coroutine[Any, Any, None]]:
         keep_reconciled(state.registry, state.queue, state.deletions, state.ke_keeper, every_s=every_s),
         keep_replaced(state.replacements, every_s=min(every_s, CHECK_EVERY_S)),
         keep_removed(state.removing, every_s=every_s),
+        keep_prefetched(state.prefetching),
         state.engine_keeper.run(),
     ]
     if state.settings.audit_days:
@@ -107,6 +109,16 @@ async def keep_composed(ahead: ComposingAhead, *, every_s: float = CHECK_EVERY_S
     while True:
         try:
             await ahead.compose()
+        except SQLAlchemyError as error:
+            _log.warning("new KMs not looked for; will try again", error=str(error))
+        await asyncio.sleep(every_s)
+
+
+async def keep_prefetched(prefetching: Prefetching, *, every_s: float = CHECK_EVERY_S) -> None:
+    """Have new KMs loaded: a worker publishes without telling us."""
+    while True:
+        try:
+            await prefetching.published()
         except SQLAlchemyError as error:
             _log.warning("new KMs not looked for; will try again", error=str(error))
         await asyncio.sleep(every_s)

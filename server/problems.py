@@ -19,7 +19,12 @@ from starlette.requests import ClientDisconnect
 
 from km_registry import errors as registry
 from server import errors as http
-from server.engine.base import EngineUnavailableError, UnsupportedRequestError
+from server.engine.base import (
+    AdapterGoneError,
+    AdapterLoadError,
+    EngineUnavailableError,
+    UnsupportedRequestError,
+)
 from server.engine.guarded import CallerBusyError, EngineBusyError, RequestTimeoutError
 from server.retrieval.base import RetrievalUnavailableError
 from server.schemas import ErrorOut
@@ -77,6 +82,15 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     http.ClientGoneError: Problem(499, "invalid_request_error", "client_gone"),
     ClientDisconnect: Problem(499, "invalid_request_error", "client_gone", "The client went away."),
     EngineUnavailableError: Problem(503, "server_error", "engine_unavailable", headers=_RETRY),
+    # It was there when the request came; now it is as if it had never been.
+    AdapterGoneError: Problem(404, "not_found_error", "not_found", _NOT_FOUND),
+    AdapterLoadError: Problem(
+        500,
+        "server_error",
+        "artifact_damaged",
+        "The KM is damaged, or not for the model that is served. Train the document again; modes rag and icl "
+        "answer meanwhile.",
+    ),
     EngineBusyError: Problem(503, "server_error", "overloaded"),
     CallerBusyError: Problem(429, "rate_limit_error", "too_many_requests"),
     RequestTimeoutError: Problem(504, "server_error", "timeout"),

@@ -75,7 +75,10 @@ class Replacements:
         evicted = await self._composites.evict_kms(gone.kms)
         await run_in_threadpool(self._registry.purge_superseded, gone)
         _log.info(
-            "superseded purged", document_id=gone.document_id, versions=list(gone.versions), evicted=evicted
+            "superseded purged",
+            document_id=gone.document_id,
+            versions=list(gone.versions),
+            evicted=[one.name for one in evicted],
         )
 
     def _stop_training(self, gone: Superseded) -> None:

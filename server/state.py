@@ -37,6 +37,7 @@ from server.kms import KMs
 from server.limiting import Limiter
 from server.metrics import Metrics
 from server.model_names import Models
+from server.prefetching import Prefetching
 from server.removing import Removing
 from server.replacing import Replacements
 from server.retrieval.base import Embedder
@@ -77,6 +78,7 @@ class AppState:
     composites: Composites = field(init=False)
     ke_keeper: KEKeeper = field(init=False)
     composing_ahead: ComposingAhead = field(init=False)
+    prefetching: Prefetching = field(init=False)
     revocations: Revocations = field(init=False)
     limiter: Limiter = field(init=False)
     retriever: Retriever = field(init=False)
@@ -131,6 +133,9 @@ class AppState:
             ),
         )
         self.composing_ahead = ComposingAhead(self.registry, self.kes, self.composites, self.in_flight)
+        self.prefetching = Prefetching(
+            self.registry, kms, self.kes, self.composites, self.engine, self.in_flight, self.settings
+        )
         self.answerer = Answerer(
             self.registry,
             kms,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from km_registry.types import Claim
+from server.engine.residency_types import Counts
 
 #: Users' questions run before synthetic text; lower runs first.
 PRIORITY_USER = 0
@@ -20,6 +21,10 @@ class EngineUnavailableError(Exception):
 
 class AdapterLoadError(EngineUnavailableError):
     """The engine cannot load this adapter; others are not concerned."""
+
+
+class AdapterGoneError(Exception):
+    """The adapter was deleted before the request had its turn."""
 
 
 class UnsupportedRequestError(ValueError):
@@ -129,35 +134,39 @@ def joined(
 
 
 @dataclass(frozen=True, slots=True)
+class Eviction:
+    """What an engine acknowledges once it has let go of an adapter.
+
+    Where it was, `from_slot` and `from_memory`, its weights were overwritten with zeros. `prefixes_forgotten`
+    says whether cached prefixes were forgotten by then. If not, since other requests were running, nothing
+    can find those of this adapter any more, and they are forgotten as soon as the engine is idle.
+    """
+
+    name: str
+    from_slot: bool
+    from_memory: bool
+    prefixes_forgotten: bool
+
+    @property
+    def resident(self) -> bool:
+        """Whether the engine held the adapter at all."""
+        return self.from_memory
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """What an engine is doing, and what it did since it started. No name of an adapter is in it.
 
-    Requests are `waiting` until their first token, then `answering`. Of the `slots` that one batch may mix,
-    `pinned` ones hold adapters with requests in flight, `idle` ones others. `loads` went from disk to memory,
-    `swaps` from memory to a slot, each with the milliseconds that all of them took together.
+    Requests are `waiting` until their first token, those for a slot among them, then `answering`. Of the
+    moves that `adapters` counts, `load_ms` is what all from disk to memory took together, and `swap_ms` those
+    from memory to a slot.
     """
 
     waiting: int
     answering: int
-    slots: int
-    pinned: int
-    idle: int
-    in_memory: int
-    adapter_requests: int
-    loads: int
+    adapters: Counts
     load_ms: float
-    swaps: int
     swap_ms: float
-
-    @property
-    def free(self) -> int:
-        """Slots that hold nothing."""
-        return self.slots - self.pinned - self.idle
-
-    @property
-    def found_in_memory(self) -> int:
-        """Requests with an adapter that needed no load, or waited for another one's."""
-        return max(0, self.adapter_requests - self.loads)
 
 
 class Engine(Protocol):
@@ -165,7 +174,8 @@ class Engine(Protocol):
 
     Every method but `start` raises EngineUnavailableError when the engine is not running. An adapter is
     loaded when first asked for; requests with different adapters, or none, may run together and never
-    influence each other. Cancelling the awaiting task aborts the request.
+    influence each other. Requests for more adapters than there are slots wait for one, no longer than
+    `server.engine.residency` promises. Cancelling the awaiting task aborts the request.
     """
 
     async def start(self) -> None:
@@ -176,7 +186,8 @@ class Engine(Protocol):
         """Run one request to its end.
 
         Raises ValueError when the prompt is empty or too long, UnsupportedRequestError for what this engine
-        does not do.
+        does not do, AdapterLoadError for an adapter that is damaged or does not fit, AdapterGoneError for one
+        that is retired.
         """
         ...
 
@@ -187,11 +198,23 @@ class Engine(Protocol):
         """
         ...
 
-    async def evict(self, adapter: Adapter) -> bool:
-        """Remove the adapter from the engine and forget cached prefixes.
+    async def prefetch(self, adapter: Adapter) -> bool:
+        """Begin to load the adapter to memory, since it may soon be asked, unless that would cost others
+        theirs. Whether it is there or on its way; one that cannot be loaded is found out when it is asked."""
+        ...
 
-        The caller has stopped admitting requests for it; this waits for those in flight.
-        Returns whether the adapter had been resident. Afterwards its files may be deleted.
+    async def retire(self, adapter: Adapter) -> int:
+        """Let in no more requests for the adapter, until it is evicted: AdapterGoneError.
+
+        Those that still wait for a slot get the same at once; returns how many. Those in flight go on.
+        """
+        ...
+
+    async def evict(self, adapter: Adapter) -> Eviction:
+        """Remove the adapter from the engine, overwrite what held it, and forget cached prefixes.
+
+        The caller has stopped admitting requests for it; this waits for those in flight. Afterwards its files
+        may be deleted.
         """
         ...
 

@@ -6,10 +6,13 @@ model change when an adapter's request shares the batch.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from server.engine.adapter_watch import AdapterWatch
 from server.engine.engine_processes import end_with_parent
+
+if TYPE_CHECKING:
+    from server.engine.worker_adapters import WorkerAdapters
 
 #: Versions of vLLM whose hook point and calling convention were read and tested: from, up to, not including.
 VERIFIED_FROM = (0, 32)
@@ -108,7 +111,7 @@ class WorkerProbe:
     """Mixed into vLLM's worker (`worker_extension_cls`): tells what it really works with, and on."""
 
     model_runner: Any
-    km_watch: AdapterWatch
+    km: WorkerAdapters
 
     def km_lora_operators(self) -> list[str]:
         """Qualified class names of the LoRA operators in use."""
@@ -119,10 +122,30 @@ class WorkerProbe:
         """How many tokens were computed of each request that the worker holds."""
         return {id_: int(state.num_computed_tokens) for id_, state in self.model_runner.requests.items()}
 
-    def km_watch_adapters(self) -> None:
-        """Count from now on how adapters move."""
-        self.km_watch = AdapterWatch(self.model_runner.lora_manager)
+    def km_manage_adapters(self) -> None:
+        """Adapters are moved by us from now on."""
+        from server.engine.worker_adapters import WorkerAdapters
+
+        self.km = WorkerAdapters(self.model_runner.lora_manager)
+
+    def km_move(
+        self,
+        drop: Sequence[int],
+        vacate: Sequence[int],
+        load: tuple[str, int, str] | None,
+        place: int | None,
+    ) -> None:
+        """See WorkerAdapters.move."""
+        self.km.move(drop, vacate, load, place)
+
+    def km_forget(self, engine_id: int) -> bool:
+        """See WorkerAdapters.forget."""
+        return self.km.forget(engine_id)
 
     def km_adapters(self) -> dict[str, Any]:
-        """What was counted; see AdapterWatch."""
-        return self.km_watch.counted()
+        """See WorkerAdapters.counted."""
+        return self.km.counted()
+
+    def km_traces(self) -> int:
+        """See WorkerAdapters.traces."""
+        return self.km.traces()

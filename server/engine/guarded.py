@@ -16,6 +16,7 @@ from server.engine.base import (
     Engine,
     EngineStatus,
     EngineUnavailableError,
+    Eviction,
     Generation,
     GenerationRequest,
 )
@@ -80,7 +81,15 @@ class GuardedEngine:
                 while (delta := await self._next(stream, deadline)) is not None:
                     yield delta
 
-    async def evict(self, adapter: Adapter) -> bool:
+    async def prefetch(self, adapter: Adapter) -> bool:
+        """Begin to load the adapter to memory."""
+        return await self._engine.prefetch(adapter)
+
+    async def retire(self, adapter: Adapter) -> int:
+        """Let in no more requests for the adapter."""
+        return await self._engine.retire(adapter)
+
+    async def evict(self, adapter: Adapter) -> Eviction:
         """Remove the adapter from the engine."""
         return await self._engine.evict(adapter)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from typing import Protocol
 
+from server.engine.admission import Admission
 from server.engine.base import (
     Adapter,
+    AdapterLoadError,
     Delta,
     EngineStatus,
     EngineUnavailableError,
+    Eviction,
     Generation,
     GenerationRequest,
     TokenLogprob,
 )
+from server.engine.residency import Move
 from server.engine.scripted_schema import smallest_json
 
 
@@ -40,12 +44,32 @@ def scripted_reply(request: GenerationRequest) -> str:
     return f"{speaker} says {digest[:4]} {digest[4:8]}"
 
 
+class _ScriptedMover:
+    """Keeps `resident`, the adapters in memory by name."""
+
+    def __init__(self, resident: dict[str, Adapter]) -> None:
+        self._resident = resident
+
+    async def prepare(self, adapter: Adapter) -> None:
+        if not adapter.path.is_dir():
+            raise AdapterLoadError(f"adapter {adapter.name} cannot be loaded: there is no {adapter.path}")
+
+    async def move(self, move: Move, adapter: Adapter) -> None:
+        for name in [name for name, one in self._resident.items() if one.engine_id in move.drop]:
+            del self._resident[name]
+        if move.load:
+            self._resident[adapter.name] = adapter
+
+    async def forget(self, adapter: Adapter) -> None:
+        self._resident.pop(adapter.name, None)
+
+
 class ScriptedEngine:
     """Replies by `reply`; records what it was asked and keeps the real engine's rules.
 
-    An adapter's files must be there when it is asked for, its name, id and path must belong together for
-    ever, and an eviction waits for the requests in flight. `hold` makes requests wait until `release`, also
-    streams that have begun.
+    An adapter's files must be there when it is loaded, its name, id and path must belong together for ever,
+    requests wait for a slot, and an eviction for the requests in flight. `hold` makes requests wait until
+    `release`, also streams that have begun.
     """
 
     def __init__(
@@ -55,6 +79,7 @@ class ScriptedEngine:
         reply: Callable[[GenerationRequest], str] = scripted_reply,
         max_model_len: int = 4096,
         slots: int = 4,
+        places: int = 64,
     ) -> None:
         self.requests: list[GenerationRequest] = []
         self.in_flight: list[GenerationRequest] = []
@@ -68,8 +93,9 @@ class ScriptedEngine:
         self._codec = codec
         self._reply = reply
         self._max_model_len = max_model_len
-        self._slots = slots
-        self._loads = 0
+        self._sizes = {"slots": slots, "places": places}
+        self._mover = _ScriptedMover(self.resident)
+        self._admission = Admission(self._mover, **self._sizes)
         self._known: dict[str, Adapter] = {}
         self._go = asyncio.Event()
         self._go.set()
@@ -109,24 +135,19 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         """Nothing to load."""
+        if not self.running:
+            self._admission = Admission(self._mover, **self._sizes)
         self.running = True
 
     async def status(self) -> EngineStatus:
-        """Adapters fill the slots one after the other; those that find none are in memory only."""
+        """Requests are never seen between their first token and their last."""
         await self.check()
-        asked = {request.adapter.name for request in self.in_flight if request.adapter}
-        pinned = min(self._slots, len(asked))
+        adapters = self._admission.counts
         return EngineStatus(
-            waiting=len(self.in_flight),
+            waiting=len(self.in_flight) + adapters.waiting,
             answering=0,
-            slots=self._slots,
-            pinned=pinned,
-            idle=min(self._slots, len(self.resident)) - pinned,
-            in_memory=len(self.resident),
-            adapter_requests=sum(request.adapter is not None for request in self.requests),
-            loads=self._loads,
+            adapters=adapters,
             load_ms=0.0,
-            swaps=self._loads,
             swap_ms=0.0,
         )
 
@@ -138,14 +159,15 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Be unavailable from here on."""
         self.running = False
+        self._admission.close(EngineUnavailableError(self._failure))
         self.resident.clear()
 
     async def generate(self, request: GenerationRequest) -> Generation:
-        """Reply. ValueError where a real engine would refuse the lengths; FileNotFoundError as base says."""
+        """Reply. ValueError where a real engine would refuse the lengths."""
         await self.check()
         generation = self._generation(request)
         self._admit(request)
-        with self._flying(request):
+        async with self._flying(request):
             await self._go.wait()
             await self.check()
         return generation
@@ -156,7 +178,7 @@ class ScriptedEngine:
         whole = self._generation(request)
         self._admit(request)
         told, count = "", max(1, len(whole.token_ids))
-        with self._flying(request):
+        async with self._flying(request):
             for index in range(count):
                 if self._free_tokens:
                     self._free_tokens -= 1
@@ -178,41 +200,52 @@ class ScriptedEngine:
                     whole.prompt_logprobs if index == 0 else None,
                 )
 
-    async def evict(self, adapter: Adapter) -> bool:
+    async def prefetch(self, adapter: Adapter) -> bool:
+        """Begin to load the adapter to memory."""
+        await self.check()
+        return self._admission.prefetch(adapter)
+
+    async def retire(self, adapter: Adapter) -> int:
+        """Send away who waits for the adapter."""
+        await self.check()
+        return self._admission.retire(adapter)
+
+    async def evict(self, adapter: Adapter) -> Eviction:
         """Forget the adapter when none of its requests is in flight any more."""
         await self.check()
-        await self._until(lambda: all(request.adapter != adapter for request in self.in_flight))
+        in_slot, in_memory = await self._admission.evict(adapter)
         self.evicted.append(adapter)
-        return self.resident.pop(adapter.name, None) is not None
+        return Eviction(adapter.name, in_slot, in_memory, prefixes_forgotten=not self.in_flight)
 
     def _admit(self, request: GenerationRequest) -> None:
         length = len(request.prompt_token_ids) + request.max_tokens
         if not request.prompt_token_ids or request.max_tokens < 0 or length > self._max_model_len:
             raise ValueError(f"prompt and {request.max_tokens} tokens do not fit {self._max_model_len}")
-        if request.adapter is not None:
-            self._load(request.adapter)
+        adapter = request.adapter
+        if adapter is not None and self._known.setdefault(adapter.name, adapter) != adapter:
+            raise ValueError(f"adapter {adapter.name} had another id or path before")
         self.requests.append(request)
         self._changed.set()
 
-    def _load(self, adapter: Adapter) -> None:
-        if not adapter.path.is_dir():
-            raise FileNotFoundError(adapter.path)
-        if self._known.setdefault(adapter.name, adapter) != adapter:
-            raise ValueError(f"adapter {adapter.name} had another id or path before")
-        self._loads += adapter.name not in self.resident
-        self.resident[adapter.name] = adapter
-
-    @contextmanager
-    def _flying(self, request: GenerationRequest) -> Iterator[None]:
-        self.in_flight.append(request)
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled.append(request)
-            raise
-        finally:
-            self.in_flight.remove(request)
-            self._changed.set()
+    @asynccontextmanager
+    async def _flying(self, request: GenerationRequest) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            flying = False
+            try:
+                if request.adapter is not None:
+                    await stack.enter_async_context(
+                        self._admission.holding(request.adapter, request.priority)
+                    )
+                self.in_flight.append(request)
+                flying = True
+                yield
+            except (asyncio.CancelledError, GeneratorExit):
+                self.cancelled.append(request)
+                raise
+            finally:
+                if flying:
+                    self.in_flight.remove(request)
+                self._changed.set()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

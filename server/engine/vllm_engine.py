@@ -7,37 +7,31 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
-import os
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import psutil
 
-from server.engine import cpu_lora
+from server.engine.admission import Admission
 from server.engine.base import (
     Adapter,
-    AdapterLoadError,
     Delta,
     EngineStatus,
     EngineUnavailableError,
+    Eviction,
     Generation,
     GenerationRequest,
     joined,
 )
 from server.engine.cpu_lora import UnsafeEngineError
 from server.engine.engine_processes import end, started_since, with_descendants
-from server.engine.vllm_requests import check_length, delta_of, sampling, status_of, translated
-from server.engine.vllm_settings import (
-    EngineConfig,
-    allowed_rank,
-    cpu_environment,
-    engine_args,
-    environment,
-)
+from server.engine.vllm_adapters import Verify, VllmMover
+from server.engine.vllm_requests import check_length, delta_of, lora_request, sampling, translated
+from server.engine.vllm_settings import EngineConfig, allowed_rank
+from server.engine.vllm_start import build, verify_operator
 
 __all__ = ["EngineConfig", "VllmEngine"]
 
@@ -49,17 +43,18 @@ T = TypeVar("T")
 class VllmEngine:
     """Implements server.engine.base.Engine. All methods belong to the event loop that called `start`."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, verify: Verify | None = None) -> None:
+        """`verify` looks at an adapter's directory whenever it is loaded, and raises ArtifactError."""
         self._config = config
         self._llm: Any = None
         self._processes: list[psutil.Process] = []
         self._request_ids = itertools.count(1)
-        self._resident: set[int] = set()
-        self._loading: dict[int, asyncio.Lock] = {}
-        self._in_flight: Counter[int] = Counter()
-        self._adapter_requests = 0
+        self._mover = VllmMover(self._on_workers, max_rank=allowed_rank(config.max_lora_rank), verify=verify)
+        self._admission = self._new_admission()
+        self._running_requests = 0
+        #: Prefixes of evicted adapters are cached still.
+        self._prefixes_stale = False
         self._calls: set[asyncio.Future[Any]] = set()
-        self._drained = asyncio.Condition()
 
     # -- life
 
@@ -76,12 +71,13 @@ class VllmEngine:
         wanted = threading.Event()
         wanted.set()
         # vLLM's constructor blocks for as long as the model takes to load.
-        building = asyncio.create_task(asyncio.to_thread(self._build, wanted))
+        building = asyncio.create_task(asyncio.to_thread(build, self._config, wanted, self._keep))
         try:
             await asyncio.shield(building)
             self._processes = started_since(before)
-            await self._verify_operator()
-            await self._running().collective_rpc("km_watch_adapters")
+            await verify_operator(self._running())
+            await self._running().collective_rpc("km_manage_adapters")
+            self._admission = self._new_admission()
         except UnsafeEngineError:
             await self.close()
             raise
@@ -108,48 +104,36 @@ class VllmEngine:
         await asyncio.gather(building, return_exceptions=True)
         await self.close()
 
-    def _build(self, wanted: threading.Event) -> None:
-        config = self._config
-        with environment(model=config.model, log_level=config.log_level):
-            from vllm.platforms import current_platform
-            from vllm.v1.engine.async_llm import AsyncLLM
-
-            on_cpu = current_platform.is_cpu()
-            if on_cpu:
-                cpu_lora.require_plugin(os.environ.get("VLLM_PLUGINS"))
-                cpu_lora.register()
-            args = engine_args(config, on_cpu=on_cpu)
-            if not wanted.is_set():
-                raise EngineUnavailableError("the start of the engine was called off")
-            with cpu_environment(config.cpu_cores) if on_cpu else contextlib.nullcontext():
-                # Not returned: the thread's future would hold it until the interpreter ends.
-                self._llm = AsyncLLM.from_engine_args(args)
-
-    async def _verify_operator(self) -> None:
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        for operators in await self._llm.collective_rpc("km_lora_operators"):
-            if operators != [cpu_lora.OUR_WRAPPER]:
-                raise UnsafeEngineError(
-                    f"the engine works with the LoRA operator {operators}, which leaks adapters into other "
-                    f"answers, instead of {cpu_lora.OUR_WRAPPER}. Look for 'Failed to load plugin km_server' "
-                    "in vLLM's log; reinstalling KM Server (pip install -e .) usually helps."
-                )
+    def _keep(self, llm: Any) -> None:
+        self._llm = llm
 
     async def status(self) -> EngineStatus:
         """What the engine is doing, and did since it started. Waits for the step that is under way."""
         llm = self._running()
+        before = self._admission.counts
         with translated():
-            counted = (await self._called(llm.collective_rpc("km_adapters")))[0]
+            counted = (await self._on_workers("km_adapters"))[0]
+        adapters = self._admission.counts
+        # What the engine told is of a moment between the two.
+        moved = (before.loads, before.swaps, before.left_memory) != (
+            adapters.loads,
+            adapters.swaps,
+            adapters.left_memory,
+        )
+        if not moved and (
+            difference := self._admission.difference(counted["in_slots"], counted["in_memory"])
+        ):
+            logger.error("adapters are not where they should be: %s", difference)
+        if counted["unasked"]:
+            logger.error("vLLM moved %d adapters by itself, inside steps", counted["unasked"])
         requests = list(llm.output_processor.request_states.values())
-        return status_of(
-            counted,
-            waiting=sum(bool(request.is_prefilling) for request in requests),
-            requests=len(requests),
-            asked=set(self._in_flight),
-            adapter_requests=self._adapter_requests,
+        first = sum(bool(request.is_prefilling) for request in requests)
+        return EngineStatus(
+            waiting=first + adapters.waiting,
+            answering=len(requests) - first,
+            adapters=adapters,
+            load_ms=counted["load_ms"],
+            swap_ms=counted["swap_ms"],
         )
 
     async def check(self) -> None:
@@ -167,11 +151,8 @@ class VllmEngine:
             call.cancel()
         if llm is not None:
             llm.shutdown(timeout=0.1)
+        self._admission.close(EngineUnavailableError("the inference engine was stopped: ask again"))
         await asyncio.to_thread(end, family)
-        self._resident.clear()
-        self._adapter_requests = 0
-        async with self._drained:
-            self._drained.notify_all()
 
     @property
     def max_model_len(self) -> int:
@@ -203,6 +184,16 @@ class VllmEngine:
             self._calls.discard(calling)
             calling.cancel()
 
+    async def _on_workers(self, method: str, *args: Any) -> list[Any]:
+        """What the method of WorkerProbe returns, on every worker."""
+        found: list[Any] = await self._called(self._running().collective_rpc(method, args=args))
+        return found
+
+    def _new_admission(self) -> Admission:
+        config = self._config
+        places = max(config.max_cpu_loras, config.max_loras)
+        return Admission(self._mover, slots=config.max_loras, places=places)
+
     # -- generation
 
     async def generate(self, request: GenerationRequest) -> Generation:
@@ -230,13 +221,13 @@ class VllmEngine:
         from vllm.inputs.engine import tokens_input
 
         prompt = tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt or None)
-        async with self._holding(request.adapter):
+        async with self._admitted(request):
             with translated():
                 outputs = llm.generate(
                     prompt,
                     sampling(request, streaming=streaming),
                     f"km-{next(self._request_ids)}",
-                    lora_request=await self._loaded(llm, request.adapter),
+                    lora_request=lora_request(request.adapter),
                     priority=request.priority,
                 )
                 # Closing the generator, at cancellation too, is what aborts the request in the engine.
@@ -245,69 +236,60 @@ class VllmEngine:
                         yield delta_of(request, output)
 
     @asynccontextmanager
-    async def _holding(self, adapter: Adapter | None) -> AsyncIterator[None]:
-        if adapter is None:
-            yield
-            return
-        self._in_flight[adapter.engine_id] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[adapter.engine_id] -= 1
-            if not self._in_flight[adapter.engine_id]:
-                del self._in_flight[adapter.engine_id]
-                async with self._drained:
-                    self._drained.notify_all()
+    async def _admitted(self, request: GenerationRequest) -> AsyncIterator[None]:
+        """The request's adapter is in a slot, where vLLM finds it; vLLM itself never loads or swaps one."""
+        async with contextlib.AsyncExitStack() as stack:
+            if request.adapter is not None:
+                await stack.enter_async_context(self._admission.holding(request.adapter, request.priority))
+            self._running_requests += 1
+            try:
+                yield
+            finally:
+                self._running_requests -= 1
+                if self._prefixes_stale and not self._running_requests:
+                    self._forget_prefixes_soon()
 
     # -- adapters
 
-    async def _loaded(self, llm: Any, adapter: Adapter | None) -> Any:
-        """The adapter as vLLM wants it, loaded ahead: a broken one met inside a step would end the engine."""
-        if adapter is None:
-            return None
-        from vllm.lora.request import LoRARequest
+    async def prefetch(self, adapter: Adapter) -> bool:
+        """Begin to load the adapter to memory; whether it is there or on its way."""
+        self._running()
+        return self._admission.prefetch(adapter)
 
-        lora = LoRARequest(adapter.name, adapter.engine_id, str(adapter.path))
-        if adapter.engine_id not in self._resident:
-            async with self._loading.setdefault(adapter.engine_id, asyncio.Lock()):
-                if adapter.engine_id not in self._resident:
-                    await self._load(llm, adapter, lora)
-            self._loading.pop(adapter.engine_id, None)
-        self._adapter_requests += 1
-        return lora
+    async def retire(self, adapter: Adapter) -> int:
+        """Let in no more requests for the adapter; how many were sent away that waited for a slot."""
+        self._running()
+        return self._admission.retire(adapter)
 
-    async def _load(self, llm: Any, adapter: Adapter, lora: Any) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            await self._called(llm.add_lora(lora))
-        except (EngineDeadError, EngineUnavailableError):
-            raise
-        except Exception as error:  # vLLM reports a failure inside the engine as a bare Exception
-            raise AdapterLoadError(
-                f"the engine cannot load adapter {adapter.name} (id {adapter.engine_id}) from "
-                f"{adapter.path}: {error}. Its files must be intact, its rank at most "
-                f"{allowed_rank(self._config.max_lora_rank)} and its base model this one."
-            ) from error
-        self._resident.add(adapter.engine_id)
-
-    async def evict(self, adapter: Adapter) -> bool:
-        """Remove the adapter from the engine and forget cached prefixes; returns whether it was resident.
+    async def evict(self, adapter: Adapter) -> Eviction:
+        """Remove the adapter from the engine, overwrite what held it, and forget cached prefixes.
 
         Waits for the adapter's requests in flight. vLLM forgets cached prefixes only while nothing at all is
-        running; when other requests run it keeps them, which is safe: they are keyed by the adapter's name,
-        which is never used again, and by cache salt, and age out.
+        running; when other requests run that is done later, which is safe: prefixes are keyed by the
+        adapter's name, which is never used again, and by cache salt.
 
         Raises:
             EngineUnavailableError: the engine is not running.
         """
-        llm = self._running()
-        async with self._drained:
-            await self._drained.wait_for(lambda: not self._in_flight[adapter.engine_id] or self._llm is None)
-        llm = self._running()
+        self._running()
+        in_slot, in_memory = await self._admission.evict(adapter)
+        return Eviction(adapter.name, in_slot, in_memory, await self._forget_prefixes())
+
+    async def _forget_prefixes(self) -> bool:
+        """Have vLLM forget all cached prefixes; whether it did. If not, it does once nothing runs."""
         with translated():
-            removed = bool(await self._called(llm.remove_lora(adapter.engine_id)))
-            self._resident.discard(adapter.engine_id)
-            if not await self._called(llm.reset_prefix_cache()):
-                logger.info("prefix cache kept at eviction of adapter %s: other requests run", adapter.name)
-        return removed
+            forgotten = bool(await self._called(self._running().reset_prefix_cache()))
+        self._prefixes_stale = not forgotten
+        return forgotten
+
+    def _forget_prefixes_soon(self) -> None:
+        self._prefixes_stale = False
+
+        async def forget() -> None:
+            # An engine that is gone has no prefixes.
+            with contextlib.suppress(EngineUnavailableError):
+                await self._forget_prefixes()
+
+        task = asyncio.create_task(forget(), name="forget prefixes")
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from server.engine.base import (
+    Adapter,
     Delta,
-    EngineStatus,
     EngineUnavailableError,
     GenerationRequest,
     TokenLogprob,
@@ -54,6 +54,15 @@ def sampling(request: GenerationRequest, *, streaming: bool) -> Any:
         output_kind=RequestOutputKind.DELTA,
         stream_interval=None if streaming else _ONLY_FIRST_AND_LAST,
     )
+
+
+def lora_request(adapter: Adapter | None) -> Any:
+    """The adapter as vLLM wants it."""
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(adapter.name, adapter.engine_id, str(adapter.path))
 
 
 def _held_to(json_schema: str | None) -> Any:
@@ -125,35 +134,6 @@ def _logprobs(
             ),
         )
         for token_id, candidates in zip(token_ids, places, strict=True)
-    )
-
-
-def status_of(
-    counted: Mapping[str, Any],
-    *,
-    waiting: int,
-    requests: int,
-    asked: Collection[int],
-    adapter_requests: int,
-) -> EngineStatus:
-    """The engine's status: what its worker `counted` (see AdapterWatch), and what is known on this side.
-
-    `waiting` of the `requests` have no token yet; `asked` are the ids of adapters with requests in flight.
-    """
-    in_slots = set(counted["in_slots"])
-    pinned = len(in_slots.intersection(asked))
-    return EngineStatus(
-        waiting=waiting,
-        answering=requests - waiting,
-        slots=counted["slots"],
-        pinned=pinned,
-        idle=len(in_slots) - pinned,
-        in_memory=len(counted["in_memory"]),
-        adapter_requests=adapter_requests,
-        loads=counted["loads"],
-        load_ms=counted["load_ms"],
-        swaps=counted["swaps"],
-        swap_ms=counted["swap_ms"],
     )
 
 

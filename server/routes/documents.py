@@ -152,7 +152,10 @@ async def detail(document_id: str, principal: UserDep, state: State) -> Document
             versions=[VersionOut.model_validate(one) for one in state.registry.versions_of(document_id)],
         )
 
-    return await run_in_threadpool(look)
+    found = await run_in_threadpool(look)
+    if found.km is not None:
+        state.prefetching.opened(document_id)
+    return found
 
 
 @router.get(

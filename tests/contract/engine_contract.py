@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from itertools import chain
 
 import pytest
 
-from server.engine.base import Adapter, Delta, Engine, GenerationRequest, UnsupportedRequestError
+from server.engine.base import (
+    Adapter,
+    AdapterGoneError,
+    AdapterLoadError,
+    Delta,
+    Engine,
+    GenerationRequest,
+    UnsupportedRequestError,
+)
 
 #: Makes a request of a text; `ask(text, max_tokens, **fields)`.
 Ask = Callable[..., GenerationRequest]
@@ -37,7 +45,7 @@ async def streamed(engine: Engine, request: GenerationRequest) -> list[Delta]:
 
 
 class EngineContract:
-    """Needs the fixtures `engine`, `ask` and `adapter`."""
+    """Needs the fixtures `engine`, `ask`, `adapter` and `adapters`, more of them than there are slots."""
 
     @pytest.mark.parametrize(
         "fields",
@@ -138,7 +146,7 @@ class EngineContract:
             eviction = asyncio.create_task(engine.evict(adapter))
             await asyncio.sleep(0)
             assert not eviction.done()
-        assert await asyncio.wait_for(eviction, 30) is True
+        assert (await asyncio.wait_for(eviction, 30)).resident
 
     async def test_status_tells_requests_and_adapters(
         self, engine: Engine, ask: Ask, adapter: Adapter
@@ -149,18 +157,87 @@ class EngineContract:
             during = await engine.status()
         await engine.generate(ask(QUESTION, 2, adapter=adapter))
         after = await engine.status()
-        assert (before.waiting, before.answering, before.pinned) == (0, 0, 0)
-        assert (during.waiting + during.answering, during.pinned) == (1, 1)
-        assert (after.waiting, after.answering, after.pinned) == (0, 0, 0)
+        assert (before.waiting, before.answering, before.adapters.pinned) == (0, 0, 0)
+        assert (during.waiting + during.answering, during.adapters.pinned) == (1, 1)
+        assert (after.waiting, after.answering, after.adapters.pinned) == (0, 0, 0)
         for status in (before, during, after):
-            assert status.pinned + status.idle + status.free == status.slots
-            assert min(status.pinned, status.idle, status.free) >= 0
-        assert after.adapter_requests - before.adapter_requests == 2
-        assert after.found_in_memory - before.found_in_memory == 1
+            counts = status.adapters
+            assert counts.pinned + counts.idle + counts.free == counts.slots
+            assert min(counts.pinned, counts.idle, counts.free) >= 0
+        assert after.adapters.found_on_disk - before.adapters.found_on_disk == 1
+        assert after.adapters.found_in_slot - before.adapters.found_in_slot == 1
+        assert after.adapters.loads - before.adapters.loads == 1
+        assert after.adapters.swaps - before.adapters.swaps == 1
+        eviction = await engine.evict(adapter)
+        assert (eviction.from_slot, eviction.from_memory) == (True, True)
+        assert not (await engine.evict(adapter)).resident
+        assert (await engine.status()).adapters.in_memory == before.adapters.in_memory
+
+    async def test_more_adapters_than_slots_take_turns(
+        self, engine: Engine, ask: Ask, adapters: list[Adapter]
+    ) -> None:
+        before = (await engine.status()).adapters
+        assert len(adapters) > before.slots
+        alone = [(await engine.generate(ask(QUESTION, 6, adapter=one))).token_ids for one in adapters]
+        requests = [ask(QUESTION, 6, adapter=one) for one in adapters * 2]
+        together = await asyncio.gather(*(engine.generate(request) for request in requests))
+        assert [one.token_ids for one in together] == alone * 2
+        after = (await engine.status()).adapters
+        # Each was loaded once, and came back to a slot from memory.
+        assert after.loads - before.loads == len(adapters)
+        assert after.found_in_memory > before.found_in_memory
+        assert after.left_slot > before.left_slot
+        assert (after.waiting, after.pinned) == (0, 0)
+        for one in adapters:
+            assert (await engine.evict(one)).resident
+        assert (await engine.status()).adapters.in_memory == before.in_memory
+
+    async def test_one_that_is_prefetched_is_not_loaded_again(
+        self, engine: Engine, ask: Ask, adapter: Adapter
+    ) -> None:
+        before = (await engine.status()).adapters
+        assert await engine.prefetch(adapter)
+        assert await engine.prefetch(adapter)
+        await engine.generate(ask(QUESTION, 2, adapter=adapter))
+        after = (await engine.status()).adapters
+        assert (
+            after.found_in_memory + after.found_on_disk - before.found_in_memory - before.found_on_disk == 1
+        )
         assert after.loads - before.loads == 1
-        assert after.swaps - before.swaps == 1
-        assert await engine.evict(adapter)
-        assert (await engine.status()).in_memory == before.in_memory
+        assert (await engine.evict(adapter)).resident
+
+    async def test_who_waits_for_a_retired_adapter_is_sent_away(
+        self, engine: Engine, ask: Ask, adapters: list[Adapter]
+    ) -> None:
+        slots = (await engine.status()).adapters.slots
+        *others, last = adapters[: slots + 1]
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(aclosing(engine.stream(ask(QUESTION, 100, adapter=one))))
+                for one in others
+            ]
+            for stream in streams:
+                await anext(stream)
+            waiting = asyncio.create_task(engine.generate(ask(QUESTION, 2, adapter=last)))
+            await asyncio.sleep(0)
+            assert (await engine.status()).adapters.waiting == 1
+            assert await engine.retire(last) == 1
+            with pytest.raises(AdapterGoneError):
+                await waiting
+            with pytest.raises(AdapterGoneError):
+                await engine.generate(ask(QUESTION, 2, adapter=last))
+            # Those in flight go on.
+            assert await engine.retire(others[0]) == 0
+            await anext(streams[0])
+        for one in adapters:
+            await engine.evict(one)
+
+    async def test_files_that_are_gone(self, engine: Engine, ask: Ask, adapter: Adapter) -> None:
+        missing = replace(adapter, path=adapter.path / "gone")
+        with pytest.raises(AdapterLoadError, match=adapter.name):
+            await engine.generate(ask(QUESTION, 2, adapter=missing))
+        status = await engine.status()
+        assert status.adapters.pinned == 0
 
     async def test_lengths_that_do_not_fit(self, engine: Engine) -> None:
         for prompt in ((), (1,) * engine.max_model_len):

@@ -35,5 +35,13 @@ def adapter(tmp_path: Path) -> Adapter:
     return Adapter("km_a", 1, tmp_path)
 
 
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Adapter]:
+    made = [Adapter(f"km_{number}", number, tmp_path / str(number)) for number in range(11, 17)]
+    for one in made:
+        one.path.mkdir()
+    return made
+
+
 class TestScriptedEngine(EngineContract):
     """Without a model."""

@@ -142,8 +142,8 @@ async def test_purged_it_leaves_no_trace(
     base = (await engine.generate(request(tokenizer, PROMPTS[0]))).token_ids
     async with composites.using(ke, km) as adapter:
         composed = (await engine.generate(request(tokenizer, PROMPTS[0], adapter))).token_ids
-    assert await composites.evict_kms([km]) == [adapter.name]
-    assert await engine.evict(adapter) is False
+    assert [one.name for one in await composites.evict_kms([km])] == [adapter.name]
+    assert not (await engine.evict(adapter)).resident
     forget_kms(adapter.path.parents[1], {km.id})
     assert (await engine.generate(request(tokenizer, PROMPTS[0]))).token_ids == base
     async with composites.using(ke, km) as again:

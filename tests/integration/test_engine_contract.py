@@ -28,5 +28,10 @@ def adapter(make_adapter: Callable[..., Adapter]) -> Adapter:
     return make_adapter(next(_ids), seed=3)
 
 
+@pytest.fixture
+def adapters(make_adapter: Callable[..., Adapter]) -> list[Adapter]:
+    return [make_adapter(next(_ids), seed=seed) for seed in range(4, 9)]
+
+
 class TestVllmEngine(EngineContract):
     """With the embedded model."""

@@ -152,7 +152,7 @@ async def test_a_client_that_leaves_ends_the_generation(
     assert (await engine.status()).pinned == 1
     await stream.close()
     # Waits for requests in flight; 900 tokens would take far longer.
-    assert await asyncio.wait_for(engine.evict(adapter_of(km)), 30) is True
+    assert (await asyncio.wait_for(engine.evict(adapter_of(km)), 30)).resident
     status = await engine.status()
     assert (status.waiting, status.answering) == (0, 0)
     assert (len(state.in_flight), state.guarded.in_flight) == (0, 0)

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from km_registry.adapter_files import WEIGHTS
+from km_registry.artifacts import write_manifest
 from km_registry.composites import forget_kms
 from km_registry.errors import ArtifactError
 from km_registry.types import KE, KM
@@ -30,6 +31,8 @@ LARGE = 10**9
 @pytest.fixture
 def km(tmp_path: Path) -> KM:
     path = write_adapter(tmp_path / "kms" / "km_1")
+    described = {"document_id": "doc_1", "document_sha256": "d" * 64, "rank": 4}
+    write_manifest(path, described | {"base_fingerprint": BASE_FINGERPRINT})
     return KM("km_1", 1, "doc_1", "job_1", 1, "a" * 64, str(path), BASE_FINGERPRINT, NOW)
 
 
@@ -230,7 +233,7 @@ async def test_a_kms_composites_leave_the_engine(
 ) -> None:
     of_km = await use(composites, engine, ke, km)
     kept = await use(composites, engine, ke, other(km, 2))
-    assert await composites.evict_kms([km]) == [of_km.name]
+    assert [one.name for one in await composites.evict_kms([km])] == [of_km.name]
     assert set(engine.resident) == {kept.name}
     assert await composites.evict_kms([km]) == []
 
@@ -240,7 +243,7 @@ async def test_a_kes_composites_leave_the_engine(
 ) -> None:
     gone = [await use(composites, engine, ke, one) for one in (km, None)]
     kept = await use(composites, engine, replace(ke, id="ke_2"), km)
-    assert set(await composites.evict_ke(ke)) == {adapter.name for adapter in gone}
+    assert {one.name for one in await composites.evict_ke(ke)} == {adapter.name for adapter in gone}
     assert set(engine.resident) == {kept.name}
 
 

@@ -52,6 +52,12 @@ async def test_everything_is_gone(
     receipt = await ada.http.get(f"/receipts/{document_id}")
     assert receipt.json() == response.json()
     assert receipt.json()["document_id"] == document_id
+    purged = receipt.json()["purged"]
+    assert (purged["engine_adapters"], purged["engine_slots"], purged["engine_prefixes_forgotten"]) == (
+        1,
+        1,
+        True,
+    )
     error_of(await bob.http.get(f"/receipts/{document_id}"), 404)
 
 
@@ -84,6 +90,26 @@ async def test_answers_in_flight_are_finished_first(
     assert [(await task).status_code for task in asking] == [200] * 3
     assert (await asyncio.wait_for(deleting, 10)).status_code == 200
     assert not is_there(km)
+
+
+async def test_who_waits_for_a_slot_is_told_at_once(
+    ada: Someone, registry: Registry, engine: ScriptedEngine
+) -> None:
+    documents = [await ada.upload(f"document {number}") for number in range(5)]
+    for document_id in documents:
+        train(registry, document_id, ada.principal)
+    engine.hold()
+    asking = [asyncio.create_task(ada.ask(document_id)) for document_id in documents[:4]]
+    await asyncio.wait_for(engine.until_asked(4), 10)
+    # There are four slots.
+    waiting = [asyncio.create_task(ada.ask(documents[4], stream=stream)) for stream in (False, True)]
+    await asyncio.wait_for(engine.until_asked(6), 10)
+    response = await asyncio.wait_for(ada.http.delete(f"/documents/{documents[4]}"), 10)
+    assert response.status_code == 200
+    for task in waiting:
+        error_of(await asyncio.wait_for(task, 10), 404)
+    engine.release()
+    assert [(await task).status_code for task in asking] == [200] * 4
 
 
 async def test_documents_do_not_wait_for_each_other(ada: Someone, engine: ScriptedEngine) -> None:

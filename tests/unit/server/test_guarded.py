@@ -13,7 +13,7 @@ from server.engine.base import PRIORITY_SYNTHESIS, GenerationRequest
 from server.engine.guarded import EngineBusyError, GuardedEngine, RequestTimeoutError
 from server.engine.scripted import ScriptedEngine
 from tests.contract.engine_contract import EngineContract
-from tests.contract.test_engine_contract import adapter, ask  # noqa: F401  fixtures
+from tests.contract.test_engine_contract import adapter, adapters, ask  # noqa: F401  fixtures
 from tests.unit.server.conftest import Someone, WordTokenizer, error_of
 
 REQUEST = GenerationRequest((1,), 9)
@@ -30,7 +30,7 @@ class TestGuardedEngine(EngineContract):
 
     @pytest.fixture
     def engine(self, inner: ScriptedEngine) -> GuardedEngine:
-        return GuardedEngine(inner, max_requests=2, max_requests_per_user=2, timeout_s=60)
+        return GuardedEngine(inner, max_requests=20, max_requests_per_user=20, timeout_s=60)
 
 
 @pytest.fixture

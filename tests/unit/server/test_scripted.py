@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.base import Adapter, EngineUnavailableError, GenerationRequest
+from server.engine.base import Adapter, AdapterLoadError, EngineUnavailableError, GenerationRequest
 from server.engine.scripted import ScriptedEngine
 from tests.unit.server.conftest import WordTokenizer
 
@@ -47,10 +47,10 @@ async def test_adapters(engine: ScriptedEngine, adapter: Adapter, tmp_path: Path
     assert engine.resident == {"km_a": adapter}
     with pytest.raises(ValueError, match="another id or path"):
         await engine.generate(GenerationRequest((1,), 9, adapter=Adapter("km_a", 2, tmp_path)))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(AdapterLoadError, match="none"):
         await engine.generate(GenerationRequest((1,), 9, adapter=Adapter("km_b", 2, tmp_path / "none")))
-    assert await engine.evict(adapter)
-    assert not await engine.evict(adapter)
+    assert (await engine.evict(adapter)).resident
+    assert not (await engine.evict(adapter)).resident
 
 
 async def test_eviction_waits(engine: ScriptedEngine, adapter: Adapter) -> None:
