@@ -180,7 +180,7 @@ def test_other_number_formats_are_read_exactly(tmp_path: Path) -> None:
     weights = {name: values.astype(np.float16) for name, values in load_file(adapter / WEIGHTS).items()}
     save_file(weights, adapter / WEIGHTS)
     extractor = read_lora(adapter)
-    scalars = {layer: (0.5, 0.5) for layer in extractor.pairs}
+    scalars = dict.fromkeys(extractor.pairs, (0.5, 0.5))
     a, b = joined(None, extractor, scalars)[0][LAYER]
     assert (a.dtype, b.dtype) == (np.float32, np.float32)
     assert a[0, 0] == np.float32(np.float16(0.3))
