@@ -21,6 +21,7 @@ from km_registry.store import (
     documents,
     jobs,
     keys,
+    measures,
     publishing,
     recovery,
     runs,
@@ -28,6 +29,7 @@ from km_registry.store import (
     versions,
     waiting,
 )
+from km_registry.store.measures import TrainingMeasures
 from km_registry.store.store import Store
 from km_registry.types import (
     KM,
@@ -173,12 +175,23 @@ class Registry:
         """How many documents are kept, and how many jobs are in each state."""
         return documents.counts(self._store)
 
+    def training_measures(self) -> TrainingMeasures:
+        """What of the queue and of training is measured."""
+        return measures.training(self._store)
+
     def retrain(self, principal: Principal, document_id: str, recipe: dict[str, Any] | None = None) -> Job:
         """A new queued job for the newest version, with this recipe or else the last one's.
 
         ConflictError when one is unfinished, or has succeeded and no recipe is given.
         """
         return jobs.retrain(self._store, principal, document_id, recipe)
+
+    def cancel(self, principal: Principal, document_id: str) -> Job:
+        """End the document's unfinished job; the KM that there is answers on. ConflictError when none is.
+
+        Whoever cancels has the queue stop the job too.
+        """
+        return jobs.cancel(self._store, principal, document_id)
 
     # What newer versions and KMs took the place of
 

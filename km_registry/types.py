@@ -17,6 +17,7 @@ class Action(StrEnum):
     UPDATE = "update"
     DELETE = "delete"
     SHARE = "share"
+    EXPORT = "export"
 
 
 class Role(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -17,14 +18,18 @@ from server.routes import (
     health,
     kes,
     keys,
+    kms,
+    mcp,
     openai,
+    openai_files,
+    openai_jobs,
     recipes,
     removals,
     users,
 )
 from server.state import AppState
 
-__all__ = ["AppState", "create_app"]
+__all__ = ["AppState", "create_app", "description"]
 
 _DESCRIPTION = """\
 Documents become Knowledge Modules (KMs): small LoRA adapters that a base model answers from, with only the
@@ -39,7 +44,11 @@ _TAGS = [
     {"name": "documents", "description": "Upload, follow the training, delete."},
     {"name": "answers", "description": "Ask a document."},
     {"name": "KEs", "description": "Knowledge Extractors, which make answers better with a KM or without."},
-    {"name": "OpenAI-compatible", "description": "For clients that speak OpenAI's completions."},
+    {
+        "name": "OpenAI-compatible",
+        "description": "For OpenAI's clients: chats, files, trainings.",
+    },
+    {"name": "Model Context Protocol", "description": "Documents as tools of a language model."},
     {"name": "sharing", "description": "Who else may read and ask a document, for its owners."},
     {"name": "users", "description": "Users and groups, for administrators."},
     {"name": "keys", "description": "API keys: make, list, revoke."},
@@ -50,6 +59,26 @@ _TAGS = [
 
 def create_app(state: AppState) -> FastAPI:
     """The application that serves from `state`."""
+    app = _app_with_routes()
+    app.state.km = state
+    problems.install(app)
+    limit = partial(
+        middleware.body_limit,
+        max_document_bytes=state.settings.max_document_bytes,
+        max_file_bytes=state.intake.limits.file_bytes,
+        max_import_bytes=state.settings.max_import_bytes,
+    )
+    app.add_middleware(middleware.BodyLimit, limit=limit)
+    app.add_middleware(middleware.RequestLog, metrics=state.metrics)
+    return app
+
+
+def description() -> dict[str, Any]:
+    """OpenAPI's description of the API, without anything that serves it."""
+    return _app_with_routes().openapi()
+
+
+def _app_with_routes() -> FastAPI:
     app = FastAPI(
         title="KM Server",
         version=version("km-server"),
@@ -60,16 +89,8 @@ def create_app(state: AppState) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.km = state
-    problems.install(app)
-    api = (documents, removals, grants, recipes, answer, kes, openai, users, groups, keys, audit, health)
+    asking = (answer, openai, openai_files, openai_jobs, mcp)
+    api = (documents, kms, removals, grants, recipes, *asking, kes, users, groups, keys, audit, health)
     for routes in api:
         app.include_router(routes.router)
-    limit = partial(
-        middleware.body_limit,
-        max_document_bytes=state.settings.max_document_bytes,
-        max_file_bytes=state.intake.limits.file_bytes,
-    )
-    app.add_middleware(middleware.BodyLimit, limit=limit)
-    app.add_middleware(middleware.RequestLog, metrics=state.metrics)
     return app

@@ -22,6 +22,8 @@ COMMANDS = (
     Listed("ask", "server.cli_ask:ask", "Ask a document.", _DOCUMENTS),
     Listed("update", "server.cli_training:update", "Give a document a new version.", _DOCUMENTS),
     Listed("train", "server.cli_training:train", "Train a document again.", _DOCUMENTS),
+    Listed("export", "server.cli_transfer:export", "Write a document's KM into a directory.", _DOCUMENTS),
+    Listed("import", "server.cli_transfer:import_km", "Take in a KM from another server.", _DOCUMENTS),
     Listed("rm", "server.cli_documents:remove", "Delete a document; prints the receipt.", _DOCUMENTS),
     Listed("share", "server.cli_sharing:share", "Share a document, or list with whom it is.", _ACCESS),
     Listed("unshare", "server.cli_sharing:unshare", "Share a document no longer.", _ACCESS),
@@ -50,6 +52,7 @@ app = typer.Typer(
     epilog="Talks to the server at KM_URL (http://127.0.0.1:8321) with the key KM_API_KEY. Exit codes: "
     "0 done; 1 refused or failed; 2 wrong usage or settings; 3 no server there.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 

@@ -49,6 +49,12 @@ def group_of(listed: Sequence[Listed]) -> type[TyperGroup]:
             self.commands.update({one.name: one.stub() for one in listed})
             self._unloaded = {one.name: one for one in listed}
 
+        def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+            """The list, in its panels. Plain: to import what draws boxes takes longer than all the rest."""
+            for panel in dict.fromkeys(one.panel for one in listed):
+                with formatter.section(panel):
+                    formatter.write_dl([(one.name, one.help) for one in listed if one.panel == panel])
+
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
             """The command that the arguments name."""
             if (wanted := self._unloaded.pop(args[0], None)) is not None:

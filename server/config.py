@@ -22,6 +22,10 @@ class ServerSettings(RegistrySettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8321, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
+    local_worker: bool = Field(
+        True, description="train on this machine; off where `km worker` runs elsewhere on the same data"
+    )
+
     engine: Literal["vllm", "scripted"] = Field("vllm", description="`scripted` is for tests")
     max_loras: int = Field(8, ge=1, description="KMs that one batch may mix")
     max_cpu_loras: int = Field(64, ge=1, description="KMs kept in memory")
@@ -53,6 +57,11 @@ class ServerSettings(RegistrySettings):
         20_000_000,
         ge=1,
         description="largest file taken, in bytes; its text is bounded by max_document_bytes",
+    )
+    max_import_bytes: int = Field(
+        1_000_000_000,
+        ge=0,
+        description="largest KM with its text that may be imported, in bytes; 0 takes none",
     )
     max_pages: int = Field(2000, ge=1, description="most pages of a PDF")
     max_unpacked_bytes: int = Field(

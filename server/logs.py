@@ -42,6 +42,8 @@ def configure(directory: Path, stderr: TextIO) -> None:
     root = logging.getLogger()
     root.handlers = [file, person]
     root.setLevel(logging.INFO)
+    # At INFO it logs what a tool was called with, and so questions.
+    logging.getLogger("mcp").setLevel(logging.WARNING)
 
 
 def _ours(record: logging.LogRecord) -> bool:

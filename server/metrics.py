@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from km_registry.store.measures import TrainingMeasures
 from km_registry.types import JobState
 from server.engine.base import EngineStatus
 from server.engine_metrics import EngineCollector
+from server.training_metrics import TrainingCollector
 
 _MILLISECONDS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, float("inf"))
 _COMPOSE_SECONDS = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, float("inf"))
@@ -58,6 +60,9 @@ class Metrics:
         self._documents = Gauge("km_documents", "Documents that are kept.", registry=self.registry)
         self._engine = EngineCollector()
         self.registry.register(self._engine)
+        self._engine_up = Gauge("km_engine_up", "Whether the engine is running.", registry=self.registry)
+        self._training = TrainingCollector()
+        self.registry.register(self._training)
         self._jobs = Gauge("km_jobs", "Jobs by state.", ("state",), registry=self.registry)
 
     def request(self, method: str, route: str, status: int) -> None:
@@ -95,6 +100,12 @@ class Metrics:
     def engine(self, status: EngineStatus | None) -> None:
         """Set what the engine is doing; None while it does not run."""
         self._engine.status = status
+        self._engine_up.set(status is not None)
+
+    def training(self, measured: TrainingMeasures, entries: int | None) -> None:
+        """Set what is measured of training, and how many entries the queue has; None while it is away."""
+        self._training.measured = measured
+        self._training.entries = entries
 
     def refused(self, *, queue: int, timeout: int, restarts: int) -> None:
         """Set how many requests were refused so far, and how often the engine was started again."""

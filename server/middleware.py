@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from collections.abc import Callable
 
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLargeError
@@ -18,12 +20,21 @@ _KIB = 1024
 _MULTIPART_OVERHEAD = 64 * _KIB
 #: One byte of UTF-8 may be six in JSON: \u0001.
 _JSON_EXPANSION = 6
+REQUEST_ID = "X-Request-ID"
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
-def body_limit(scope: Scope, max_document_bytes: int, max_file_bytes: int) -> tuple[int, str]:
+def body_limit(
+    scope: Scope, max_document_bytes: int, max_file_bytes: int, max_import_bytes: int
+) -> tuple[int, str]:
     """Most bytes that a request's body may have, and what to do about a larger one."""
+    if scope["path"] == "/documents/import":
+        return max_import_bytes + _MULTIPART_OVERHEAD, (
+            f"The KM is larger than the {max_import_bytes} bytes that this server takes. "
+            "Have KM_MAX_IMPORT_BYTES raised."
+        )
     changes = scope["method"] == "PUT" and scope["path"].startswith("/documents/")
-    if scope["path"] == "/documents" or changes:
+    if scope["path"] in ("/documents", "/v1/files") or changes:
         if Headers(scope=scope).get("content-type", "").startswith("application/json"):
             bound, most, setting = max_document_bytes * _JSON_EXPANSION, max_document_bytes, "DOCUMENT"
         else:
@@ -37,6 +48,12 @@ def body_limit(scope: Scope, max_document_bytes: int, max_file_bytes: int) -> tu
         bound,
         f"The request's body is larger than the {bound} bytes that this route takes. Send less at once.",
     )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own where it sends a plain one, so that its log and ours can be laid side by side."""
+    sent = Headers(scope=scope).get(REQUEST_ID, "")
+    return sent if _PLAIN_ID.fullmatch(sent) else f"req_{secrets.token_hex(10)}"
 
 
 class BodyLimit:
@@ -70,7 +87,8 @@ class BodyLimit:
 
 
 class RequestLog:
-    """Logs and counts requests by route template. Never their content, query or key."""
+    """Logs and counts requests by route template, each with an id that the answer bears too. Never their
+    content, query or key."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -83,17 +101,21 @@ class RequestLog:
             return
         began = time.perf_counter()
         status = 500
+        request_id = _request_id(scope)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            self._note(scope, status, (time.perf_counter() - began) * 1000)
+        # On every line that is logged on the request's behalf, also by what it leaves to go on behind it.
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, noting)
+            finally:
+                self._note(scope, status, (time.perf_counter() - began) * 1000)
 
     def _note(self, scope: Scope, status: int, milliseconds: float) -> None:
         # A path that no route has is the client's text, and unbounded as a label.

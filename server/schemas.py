@@ -190,7 +190,7 @@ class DocumentList(BaseModel):
 
 
 class JobStarted(BaseModel):
-    """A training that was asked for again."""
+    """A training that was asked for again, ordered or cancelled."""
 
     job: JobOut
 

@@ -76,7 +76,7 @@ def get(store: Store, principal: Principal, document_id: str, action: Action) ->
         store.database.reading() as session,
     ):
         document = as_document(require(session, principal, action, document_id))
-    if action is Action.ASK:
+    if action in (Action.ASK, Action.EXPORT):
         with store.transaction() as transaction:
             audit.note(transaction.session, principal, "document.ask", document_id)
     return document

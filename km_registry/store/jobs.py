@@ -59,6 +59,19 @@ def cancel_unfinished(transaction: Transaction, document_id: str) -> bool:
     return bool(jobs)
 
 
+def cancel(store: Store, principal: Principal, document_id: str) -> Job:
+    """End the document's unfinished job, whatever it is doing. ConflictError when there is none."""
+    with (
+        audit.refusals(store, principal, "document.cancel", document_id),
+        store.transaction() as transaction,
+    ):
+        require(transaction.session, principal, Action.TRAIN, document_id, lock=True)
+        if not cancel_unfinished(transaction, document_id):
+            raise ConflictError("the document is not being trained; there is nothing to cancel")
+        audit.note(transaction.session, principal, "document.cancel", document_id)
+        return as_job(latest_job(transaction.session, document_id))
+
+
 def retrain(store: Store, principal: Principal, document_id: str, recipe: dict[str, Any] | None) -> Job:
     """A new queued job with this recipe, or with the last one's unless that has succeeded. It gets what the
     last one left for a retry.

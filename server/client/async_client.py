@@ -10,6 +10,7 @@ from typing import Any, Self
 import httpx
 
 from server.client import calls
+from server.client.archive import pack, unpack
 from server.client.async_access import AsyncAccessCalls
 from server.client.calls import Call, T
 from server.client.environment import api_key_of, require_trained, url_of
@@ -141,6 +142,15 @@ class AsyncKM(AsyncAccessCalls):
         """Delete a former version of a document."""
         return await self._do(calls.delete(f"/documents/{document_id}/versions/{version}"))
 
+    async def export(self, document_id: str, directory: Path, *, text: bool = False) -> Path:
+        """Write the document's KM into a new directory, as PEFT reads it; with `text` it can be imported.
+        OSError when it cannot be written."""
+        return unpack(await self._do(calls.export(document_id, text=text)), directory)
+
+    async def import_km(self, directory: Path, *, title: str | None = None) -> DocumentDetail:
+        """A new document with the KM that was exported with its text. OSError when it cannot be read."""
+        return await self._do(calls.import_km(pack(directory), title))
+
     # --- asking --------------------------------------------------------------------------------------------
 
     async def ask(self, document_id: str, question: str, **options: Any) -> Answer:
@@ -214,6 +224,8 @@ class AsyncKM(AsyncAccessCalls):
             raise unreachable(self._http.base_url, error) from error
         if response.is_error:
             raise refusal(response)
+        if call.raw:
+            return response.content
         return response.json() if response.content else {}
 
     async def _stream(self, call: Call[Any]) -> AsyncGenerator[ServerEvent, None]:

@@ -21,7 +21,7 @@ _PATIENT = httpx.Timeout(10.0, read=None)
 class Call(Generic[T]):
     """A request and what is wanted of its answer, of which the caller knows the type.
 
-    `repeatable`: done twice it does no more than once.
+    `repeatable`: done twice it does no more than once. `raw`: the answer is bytes, not JSON.
     """
 
     method: str
@@ -29,6 +29,7 @@ class Call(Generic[T]):
     options: Mapping[str, Any] = field(default_factory=dict)
     pick: Callable[[Any], T] = lambda body: body
     repeatable: bool = True
+    raw: bool = False
 
 
 def get(path: str, pick: Callable[[Any], T] = lambda body: body, **params: Any) -> Call[T]:
@@ -73,6 +74,18 @@ def events(document_id: str, after: str | None) -> Call[Any]:
     """The document's events after that one."""
     headers = {} if after is None else {"Last-Event-ID": after}
     return Call("GET", f"/documents/{document_id}/events", {"headers": headers, "timeout": _PATIENT})
+
+
+def export(document_id: str, *, text: bool) -> Call[bytes]:
+    """The document's KM as a ZIP."""
+    params = {"text": "true"} if text else {}
+    return Call("GET", f"/documents/{document_id}/km", {"params": params}, raw=True)
+
+
+def import_km(content: bytes, title: str | None) -> Call[T]:
+    """A ZIP that was exported, as a new document."""
+    form = {"files": {"file": ("km.zip", content, "application/zip")}, "data": given(title=title)}
+    return Call("POST", "/documents/import", form, repeatable=False)
 
 
 def share(document_id: str, user: str | None, group: str | None, role: str) -> Call[T]:

@@ -11,6 +11,7 @@ import httpx
 
 from server.client import calls
 from server.client.access import AccessCalls
+from server.client.archive import pack, unpack
 from server.client.calls import Call, T
 from server.client.environment import api_key_of, require_trained, url_of
 from server.client.errors import ClientError, refusal, unreachable
@@ -140,6 +141,15 @@ class KM(AccessCalls):
         """Delete a former version of a document."""
         return self._do(calls.delete(f"/documents/{document_id}/versions/{version}"))
 
+    def export(self, document_id: str, directory: Path, *, text: bool = False) -> Path:
+        """Write the document's KM into a new directory, as PEFT reads it; with `text` it can be imported.
+        OSError when it cannot be written."""
+        return unpack(self._do(calls.export(document_id, text=text)), directory)
+
+    def import_km(self, directory: Path, *, title: str | None = None) -> DocumentDetail:
+        """A new document with the KM that was exported with its text. OSError when it cannot be read."""
+        return self._do(calls.import_km(pack(directory), title))
+
     # --- asking --------------------------------------------------------------------------------------------
 
     def ask(self, document_id: str, question: str, **options: Any) -> Answer:
@@ -213,6 +223,8 @@ class KM(AccessCalls):
             raise unreachable(self._http.base_url, error) from error
         if response.is_error:
             raise refusal(response)
+        if call.raw:
+            return response.content
         return response.json() if response.content else {}
 
     def _stream(self, call: Call[Any]) -> Iterator[ServerEvent]:

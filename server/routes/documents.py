@@ -78,7 +78,7 @@ async def upload(request: Request, response: Response, principal: UserDep, state
     outcome = await run_in_threadpool(
         state.registry.add_document, principal, sent.title or "", sent.text, recipe
     )
-    return await _begun(state, response, outcome)
+    return await begun(state, response, outcome)
 
 
 @router.put(
@@ -103,7 +103,7 @@ async def change(
     update = partial(state.registry.update_document, title=sent.title, recipe=recipe)
     outcome = await run_in_threadpool(update, principal, document_id, sent.text)
     state.replacements.begin(document_id)
-    return await _begun(state, response, outcome)
+    return await begun(state, response, outcome)
 
 
 @router.get(
@@ -208,6 +208,18 @@ async def train(
     return JobStarted(job=JobOut.model_validate(job))
 
 
+@router.post("/documents/{document_id}/cancel", summary="End the training", responses=documented(404, 409))
+async def cancel(document_id: str, principal: UserDep, state: State) -> JobStarted:
+    """The KM that there is answers on, and `POST …/train` begins again. 409 when nothing is being trained."""
+    job = await run_in_threadpool(state.registry.cancel, principal, document_id)
+    try:
+        await run_in_threadpool(state.queue.stop, job.id)
+    except RedisError as error:
+        # Its worker finds out by itself, at its next step.
+        _log.warning("worker not told", job_id=job.id, error=type(error).__name__)
+    return JobStarted(job=JobOut.model_validate(job))
+
+
 @router.put(
     "/documents/{document_id}/priority",
     summary="Order a waiting training among your own",
@@ -250,7 +262,8 @@ def _listed(training: Training, role: Role) -> DocumentListed:
     )
 
 
-async def _begun(state: AppState, response: Response, outcome: tuple[Document, Job, bool]) -> DocumentAndJob:
+async def begun(state: AppState, response: Response, outcome: tuple[Document, Job, bool]) -> DocumentAndJob:
+    """Have what is new embedded and trained; 200 in `response` when nothing is new."""
     document, job, created = outcome
     if created:
         state.retriever.begin(document.id)

@@ -75,6 +75,8 @@ async def metrics(_: AdminDep, state: State) -> Response:
         timeout=state.guarded.timed_out,
         restarts=state.engine_keeper.restarts,
     )
+    measured = await run_in_threadpool(state.registry.training_measures)
+    state.metrics.training(measured, await run_in_threadpool(_entries, state))
     state.metrics.kept(*await run_in_threadpool(state.registry.counts))
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -97,6 +99,13 @@ async def _status(state: AppState) -> EngineStatus | None:
     try:
         return await asyncio.wait_for(state.engine.status(), _PATIENCE_S)
     except (EngineUnavailableError, TimeoutError):
+        return None
+
+
+def _entries(state: AppState) -> int | None:
+    try:
+        return len(state.queue.waiting())
+    except RedisError:
         return None
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from openai import AsyncOpenAI
+from peft import PeftModel
 from pydantic import BaseModel as Schema
 from sse_starlette.sse import AppStatus
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from km_registry.artifacts import write_manifest
 from km_registry.base_model import BaseModel
@@ -21,6 +23,7 @@ from km_registry.prompts import PROMPT_FORMAT, answer_messages, encode
 from km_registry.registry import Registry
 from km_registry.types import KM, Principal
 from server.app import AppState, create_app
+from server.client import AsyncKM
 from server.config import ServerSettings
 from server.engine.vllm_engine import VllmEngine
 from server.http_server import HttpServer
@@ -156,3 +159,37 @@ async def test_a_client_that_leaves_ends_the_generation(
     status = await engine.status()
     assert (status.waiting, status.answering) == (0, 0)
     assert (len(state.in_flight), state.guarded.in_flight) == (0, 0)
+
+
+async def test_what_is_exported_is_loaded_by_peft_and_imported_again(
+    client: AsyncOpenAI,
+    km: KM,
+    tokenizer: PreTrainedTokenizerBase,
+    embedded_model: Path,
+    tmp_path: Path,
+) -> None:
+    prompt = encode(tokenizer, answer_messages(QUESTION))
+    asked = {"prompt": prompt, "max_tokens": 16, "temperature": 0}
+    served = (await client.completions.create(model=km.id, **asked)).choices[0].text
+    async with AsyncKM(str(client.base_url).removesuffix("/v1/"), client.api_key) as mine:
+        directory = await mine.export(km.document_id, tmp_path / "km", text=True)
+        assert _by_peft(embedded_model, directory, tokenizer, prompt) == served
+        await mine.delete(km.document_id)
+        # Held to the base model's own shapes on the way.
+        imported = await mine.import_km(directory)
+        assert imported["document"]["id"] != km.document_id
+    again = await client.completions.create(model=imported["document"]["id"], **asked)
+    assert again.choices[0].text == served
+
+
+def _by_peft(
+    embedded_model: Path, directory: Path, tokenizer: PreTrainedTokenizerBase, prompt: list[int]
+) -> str:
+    base = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, directory).eval()
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        written = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
+        )
+    return tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True)

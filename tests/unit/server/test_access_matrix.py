@@ -31,6 +31,7 @@ UNKNOWN = {
     "user_id": "usr_aaaaaaaaaaaaaaaaaaaa",
     "key_id": "key_aaaaaaaaaaaaaaaaaaaa",
     "km_id": "km_aaaaaaaaaaaaaaaaaaaa",
+    "job_id": "job_aaaaaaaaaaaaaaaaaaaa",
 }
 
 
@@ -69,11 +70,16 @@ EXPECTED = {
     ("DELETE", "/documents/{document_id}"): Expected(200, OWNER),
     ("GET", "/documents/{document_id}/events"): Expected(200, READERS),
     ("POST", "/documents/{document_id}/train"): Expected(202, OWNER, body=RECIPE),
+    # Nothing is being trained: who may cancel is told so.
+    ("POST", "/documents/{document_id}/cancel"): Expected(409, OWNER),
     ("DELETE", "/documents/{document_id}/km"): Expected(200, OWNER),
     # It is the newest, which stays: who may delete a former one is told so.
     ("DELETE", "/documents/{document_id}/versions/{version}"): Expected(409, OWNER),
     # None waits: who may order the waiting ones is told so.
     ("PUT", "/documents/{document_id}/priority"): Expected(409, OWNER, body={"priority": "high"}),
+    ("GET", "/documents/{document_id}/km"): Expected(200, OWNER),
+    # It is no form: who may import is told so.
+    ("POST", "/documents/import"): Expected(415, USERS, body={}),
     ("GET", "/documents/{document_id}/grants"): Expected(200, OWNER),
     ("POST", "/documents/{document_id}/grants"): Expected(201, OWNER, body={"user": "Somebody"}),
     ("DELETE", "/documents/{document_id}/grants/{principal_id}"): Expected(204, OWNER),
@@ -94,6 +100,20 @@ EXPECTED = {
     ),
     ("GET", "/v1/models"): Expected(200, USERS),
     ("GET", "/v1/models/{name}"): Expected(200, READERS),
+    ("GET", "/v1/files"): Expected(200, USERS),
+    # It is no form: who may upload is told so.
+    ("POST", "/v1/files"): Expected(415, USERS, body={}),
+    ("GET", "/v1/files/{document_id}"): Expected(200, READERS),
+    ("DELETE", "/v1/files/{document_id}"): Expected(200, OWNER),
+    ("GET", "/v1/fine_tuning/jobs"): Expected(200, USERS),
+    ("POST", "/v1/fine_tuning/jobs"): Expected(
+        200, OWNER, body={"model": "base", "training_file": "{document_id}"}
+    ),
+    ("GET", "/v1/fine_tuning/jobs/{job_id}"): Expected(200, READERS),
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/events"): Expected(200, READERS),
+    # It is over: who may cancel it is told so.
+    ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"): Expected(409, OWNER),
+    ("POST", "/mcp"): Expected(200, USERS, body={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}),
     ("GET", "/users"): Expected(200, ADMIN, 403),
     ("POST", "/users"): Expected(201, ADMIN, 403, body={"name": "user {number}"}),
     ("GET", "/users/me"): Expected(200, USERS),
@@ -156,6 +176,7 @@ class World:
             "version": "1",
             "ke_id": UNKNOWN["ke_id"],
             "km_id": km.id,
+            "job_id": km.job_id,
             "group_id": group.id,
             "principal_id": group.id,
             "user_id": leaving.id,
@@ -269,7 +290,8 @@ async def test_lists_show_what_the_caller_may_see_and_as_what(world: World) -> N
 
 
 def _unvarying(response: Response) -> dict[str, str]:
-    return {name: value for name, value in response.headers.items() if name != "date"}
+    varying = ("date", "x-request-id")
+    return {name: value for name, value in response.headers.items() if name not in varying}
 
 
 async def test_a_reader_is_told_nothing_by_metrics_or_the_audit_log(ada: Someone, bob: Someone) -> None:
