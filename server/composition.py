@@ -25,6 +25,7 @@ from km_registry.store.layout import Layout
 from server.config import ServerSettings
 from server.engine.base import Engine
 from server.tokenizer import Tokenizer
+from server.worker_process import WorkerElsewhere, WorkerProcess
 
 _log = structlog.get_logger(__name__)
 
@@ -157,6 +158,16 @@ def make_app(state: AppState) -> FastAPI:
 def worker_command() -> Sequence[str]:
     """How a worker is started. A process of its own: the server imports nothing of the trainer."""
     return (sys.executable, "-m", "trainer_worker")
+
+
+def make_worker(
+    settings: ServerSettings, *, redis_url: str, server_url: str, model: BaseModel
+) -> WorkerProcess:
+    """The worker of this server, not started yet."""
+    if not settings.local_worker:
+        return WorkerElsewhere()
+    environment = worker_environment(settings, redis_url=redis_url, server_url=server_url, model=model)
+    return WorkerProcess(worker_command(), environment, settings.data_dir / "logs" / "worker.log")
 
 
 def worker_environment(

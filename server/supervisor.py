@@ -142,7 +142,7 @@ class Supervisor:
         self._start_retrieval(state.retriever, stack)
         with self._stages.stage("worker") as stage:
             await worker.start()
-            stage.detail = f"process {worker.pid}"
+            stage.detail = f"process {worker.pid}" if worker.pid else "elsewhere"
         return _Parts(records, worker, http, state)
 
     def _start_redis(self, stack: AsyncExitStack) -> str:
@@ -203,11 +203,7 @@ class Supervisor:
         self._stages.line(f"  retrieval: {retriever.reason or 'the embedder is being loaded'}")
 
     def _make_worker(self, redis_url: str, model: BaseModel) -> WorkerProcess:
-        environment = composition.worker_environment(
-            self._settings, redis_url=redis_url, server_url=self._url, model=model
-        )
-        log = self._settings.data_dir / "logs" / "worker.log"
-        return WorkerProcess(composition.worker_command(), environment, log)
+        return composition.make_worker(self._settings, redis_url=redis_url, server_url=self._url, model=model)
 
     async def _announce(self, records: Records, stack: AsyncExitStack) -> None:
         # Made last: a key made before a start that then fails would never be shown.

@@ -96,6 +96,26 @@ class WorkerProcess:
         await self._process.wait()
 
 
+class WorkerElsewhere(WorkerProcess):
+    """In a worker's place where other machines train: nothing is started here."""
+
+    def __init__(self) -> None:
+        self._process = None
+        self._stopping = asyncio.Event()
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Start nothing."""
+
+    async def run(self) -> None:
+        """Wait for `stop`."""
+        await self._stopping.wait()
+
+    async def stop(self, grace_s: float = 4.0) -> None:  # noqa: ARG002  there is nothing to end
+        """End `run`."""
+        self._stopping.set()
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     """Every process that descends from this one and still runs."""
     try:

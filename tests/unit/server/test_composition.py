@@ -8,8 +8,9 @@ import pytest
 
 from km_registry.base_model import BaseModel
 from km_registry.config import GeneratorEndpoint
-from server.composition import worker_environment
+from server.composition import make_worker, worker_environment
 from server.config import ServerSettings
+from server.worker_process import WorkerElsewhere, WorkerProcess
 from trainer_worker.config import TrainerSettings
 
 
@@ -36,3 +37,11 @@ def test_a_worker_knows_how_many_documents_it_may_train_together(
         monkeypatch.setenv(name, value)
     told = TrainerSettings()
     assert (told.train_concurrency, told.crash_retries) == (7, 5)
+
+
+@pytest.mark.parametrize(("local", "kind"), [(True, WorkerProcess), (False, WorkerElsewhere)])
+def test_trainings_may_be_elsewhere(tmp_path: Path, local: bool, kind: type[WorkerProcess]) -> None:
+    settings = ServerSettings(data_dir=tmp_path, local_worker=local)
+    model = BaseModel(tmp_path, "test", "f" * 64)
+    made = make_worker(settings, redis_url="redis://r", server_url="http://s", model=model)
+    assert type(made) is kind

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from server.worker_process import WorkerProcess
+from server.worker_process import WorkerElsewhere, WorkerProcess
 
 #: Says its pid and its child's, then waits; on SIGTERM ends at once, as a worker does.
 WORKER = """
@@ -103,7 +103,7 @@ async def test_stopping_while_waiting_to_restart(tmp_path: Path) -> None:
 def test_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import asyncio, pathlib, sys\n"
-        "from server.worker_process import WorkerProcess\n"
+        "from server.worker_process import WorkerElsewhere, WorkerProcess\n"
         "async def main():\n"
         "    worker = WorkerProcess(['sleep', '600'], {}, pathlib.Path(sys.argv[1]) / 'log')\n"
         "    await worker.start()\n"
@@ -120,3 +120,12 @@ def test_dies_with_its_parent(tmp_path: Path) -> None:
 
     gone, _ = psutil.wait_procs([child], timeout=5)
     assert gone == [child] or child.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_where_others_train_nothing_is_started() -> None:
+    worker = WorkerElsewhere()
+    await worker.start()
+    running = asyncio.create_task(worker.run())
+    assert (worker.pid, worker.restarts) == (None, 0)
+    await worker.stop()
+    await asyncio.wait_for(running, 1)
