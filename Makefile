@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 
-.PHONY: help setup demo serve test lint format bench bench-compose bench-retrieval bench-train
+.PHONY: help setup demo serve test lint format docs bench bench-compose bench-retrieval bench-train
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -28,6 +28,10 @@ lint: setup  ## ruff, mypy, import arrows
 format: setup  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+docs: setup  ## the references of the API and of the settings, made of their definitions
+	@$(PY) -m server.api_reference > docs/api.md
+	@KM_CONFIG=/dev/null .venv/bin/km config --reference > docs/settings.md
 
 bench: setup  ## measure the demo; the last result is kept in benchmarks/results
 	@$(PY) -m benchmarks.demo

@@ -11,6 +11,8 @@ from server.cli_server import serve
 from server.config import ServerSettings
 from tests.unit.server.test_cli import km
 
+REFERENCE = Path(__file__).parents[3] / "docs" / "settings.md"
+
 
 def test_what_is_in_force_and_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "km.toml"
@@ -47,3 +49,8 @@ def test_serve_has_an_option_for_every_setting_but_secrets() -> None:
     secrets = {"internal_key", "generator_key"}
     expected = set(ServerSettings.model_fields) - secrets | {"ready_file"}
     assert set(serve.__annotations__) == expected
+
+
+def test_the_reference_is_current() -> None:
+    made = km("config", "--reference").stdout
+    assert REFERENCE.read_text(encoding="utf-8") == made, "run: make docs"
