@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from tests.e2e.conftest import QUICK, RunningServer, events
 
@@ -20,6 +22,10 @@ QUESTIONS = (
 )
 
 
+def _openai(server: RunningServer) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=server.admin_key, max_retries=0)
+
+
 def _post(client: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
     response = client.post(path, json=body)
     assert response.is_success, response.text
@@ -30,8 +36,15 @@ def _post(client: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
 def trained(server: RunningServer) -> tuple[httpx.Client, dict[str, Any]]:
     """A document whose KM is published."""
     title, _, text = SMALL.read_text().partition("\n")
-    with server.client() as client:
-        added = _post(client, "/documents", title=title.lstrip("# "), text=text, recipe=QUICK)
+    with server.client() as client, _openai(server) as openai:
+        name = f"{title.lstrip('# ')}.md"
+        # OpenAI's client does what most people would do with our own.
+        file = openai.files.create(
+            file=(name, text.encode()), purpose="fine-tune", extra_body={"recipe": json.dumps(QUICK)}
+        )
+        job = openai.fine_tuning.jobs.create(model="base", training_file=file.id)
+        added = client.get(f"/documents/{file.id}").json()
+        assert added["job"]["id"] == job.id
         kinds = [kind for kind, _ in events(client, added["document"]["id"])]
         assert kinds[0] == "queued"
         assert kinds[-1] == "published"
@@ -47,6 +60,22 @@ def test_training_is_reported_stage_by_stage_to_a_late_subscriber_too(trained) -
     assert training[-1]["step"] == training[-1]["total_steps"] == QUICK["steps"]
     assert training[-1]["loss"] > 0
     assert training[-1]["seconds_left"] == 0
+
+
+def test_openais_client_follows_the_training_and_asks(server: RunningServer, trained) -> None:
+    _, added = trained
+    with _openai(server) as openai:
+        job = openai.fine_tuning.jobs.retrieve(added["job"]["id"])
+        assert (job.status, job.training_file) == ("succeeded", added["document"]["id"])
+        told = openai.fine_tuning.jobs.list_events(job.id, limit=100).data
+        assert told[0].message == "The KM is trained"
+        assert any("loss" in event.data for event in told if event.type == "metrics")
+        assert job.fine_tuned_model is not None
+        messages = [{"role": "user", "content": QUESTIONS[0]}]
+        by_km = openai.chat.completions.create(
+            model=job.fine_tuned_model, messages=messages, temperature=0, max_tokens=16
+        )
+        assert by_km.choices[0].message.content
 
 
 def test_the_km_is_measured_and_described(trained) -> None:

@@ -14,6 +14,7 @@ logs.configure(pathlib.Path(sys.argv[1]), sys.stderr)
 structlog.get_logger("server.x").info("started", port=1)
 structlog.get_logger("server.x").warning("worker died", code=9)
 logging.getLogger("vllm").warning("noise")
+logging.getLogger("mcp.server").info("called with a question")
 logging.getLogger("uvicorn").error("broken")
 """
 OUTPUT = """

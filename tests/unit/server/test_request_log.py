@@ -34,7 +34,13 @@ def lines() -> Iterator[io.StringIO]:
     )
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    # The tests' own client says what it sends; the server has the other one keep silent, see server.logs.
+    silent = [logging.getLogger(name) for name in ("httpx", "mcp")]
+    for logger in silent:
+        logger.setLevel(logging.WARNING)
     yield written
+    for logger in silent:
+        logger.setLevel(logging.NOTSET)
     root.removeHandler(handler)
     root.setLevel(level)
     structlog.configure(**before)
@@ -68,7 +74,6 @@ async def _everything(ada: Someone, bob: Someone, registry: Registry) -> None:
 async def test_no_line_holds_what_was_said(
     ada: Someone, bob: Someone, registry: Registry, lines: io.StringIO
 ) -> None:
-    logging.getLogger("mcp").setLevel(logging.WARNING)  # as server.logs does
     await _everything(ada, bob, registry)
     said = lines.getvalue()
     assert said.count('"event": "request"') > 20

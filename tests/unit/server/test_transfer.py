@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from httpx import Response
+from typer.testing import CliRunner, Result
 
 from km_registry import artifacts
 from km_registry.jobs import MemoryJobQueue
 from km_registry.registry import Registry
+from server import cli
 from server.client import KM
 from server.config import ServerSettings
 from tests.unit.server.conftest import TEXT, Someone, error_of, train
@@ -142,3 +144,21 @@ async def test_the_client_writes_and_sends_directories(
             return other.import_km(directory, title="Mine")["document"]["title"]
 
     assert await asyncio.to_thread(work) == "Mine"
+
+
+async def test_the_command_line_does_the_same(
+    url: str, ada: Someone, bob: Someone, registry: Registry, tmp_path: Path
+) -> None:
+    document_id = await ada.upload()
+    train(registry, document_id, ada.principal)
+    directory = str(tmp_path / "km")
+
+    def km(key: str, *arguments: str) -> Result:
+        return CliRunner().invoke(cli.app, arguments, env={"KM_URL": url, "KM_API_KEY": key})
+
+    written = await asyncio.to_thread(km, ada.key, "export", document_id, directory, "--text", "--json")
+    assert set(json.loads(written.stdout)["files"]) > {"adapter_config.json", "document.txt"}
+    assert (await asyncio.to_thread(km, ada.key, "export", document_id, directory)).exit_code == 2
+    taken = await asyncio.to_thread(km, bob.key, "import", directory, "--title", "Mine")
+    assert taken.stdout.split()[1:] == ["Mine", "succeeded"]
+    assert (await asyncio.to_thread(km, bob.key, "import", directory)).exit_code == 1
