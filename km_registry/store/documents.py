@@ -78,7 +78,7 @@ def get(store: Store, principal: Principal, document_id: str, action: Action) ->
         document = as_document(require(session, principal, action, document_id))
     if action in (Action.ASK, Action.EXPORT):
         with store.transaction() as transaction:
-            audit.note(transaction.session, principal, "document.ask", document_id)
+            audit.note(transaction.session, principal, f"document.{action}", document_id)
     return document
 
 

@@ -60,9 +60,11 @@ async def test_an_export_is_the_km_as_it_is_kept(ada: Someone, registry: Registr
     km = train(registry, document_id, ada.principal)
     files = await exported(ada, document_id, text=False)
     assert files == _directory(Path(km.path))
+    place = tmp_path / "exported"
+    place.mkdir()
     for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    assert artifacts.digest(artifacts.verify(tmp_path)) == km.digest
+        (place / name).write_bytes(content)
+    assert artifacts.digest(artifacts.verify(place)) == km.digest
     assert (await exported(ada, document_id))["document.txt"].decode() == TEXT
 
 
@@ -156,9 +158,11 @@ async def test_the_command_line_does_the_same(
     def km(key: str, *arguments: str) -> Result:
         return CliRunner().invoke(cli.app, arguments, env={"KM_URL": url, "KM_API_KEY": key})
 
-    written = await asyncio.to_thread(km, ada.key, "export", document_id, directory, "--text", "--json")
-    assert set(json.loads(written.stdout)["files"]) > {"adapter_config.json", "document.txt"}
+    # What it prints is mixed here with what the server logs.
+    written = await asyncio.to_thread(km, ada.key, "export", document_id, directory, "--text")
+    assert written.exit_code == 0
+    assert set(_directory(tmp_path / "km")) > {"adapter_config.json", "document.txt"}
     assert (await asyncio.to_thread(km, ada.key, "export", document_id, directory)).exit_code == 2
     taken = await asyncio.to_thread(km, bob.key, "import", directory, "--title", "Mine")
-    assert taken.stdout.split()[1:] == ["Mine", "succeeded"]
+    assert (taken.exit_code, "Mine  succeeded" in taken.stdout) == (0, True)
     assert (await asyncio.to_thread(km, bob.key, "import", directory)).exit_code == 1
