@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import typing
 from typing import Any
 
 import pytest
@@ -17,26 +18,38 @@ from tests.unit.deploy.shipped import DEPLOY
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "km-server.json").read_text())
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
-SUFFIXES = {
-    "counter": ("_total",),
-    "gauge": ("",),
-    "histogram": ("_bucket", "_sum", "_count"),
-}
 
 
 @pytest.fixture(scope="module")
-def names() -> set[str]:
-    """Every name that the server may tell."""
+def told() -> dict[str, set[str]]:
+    """Every name that the server may tell, with its labels."""
     metrics = Metrics()
-    metrics.engine(EngineStatus(**{field.name: 0 for field in dataclasses.fields(EngineStatus)}))
+    metrics.request("GET", "/healthz", 200)
+    metrics.answer("km", 1.0)
+    metrics.first_token("km", 1.0)
+    metrics.tokens("km", 1, 1)
+    metrics.engine(_zero(EngineStatus))
     metrics.training(TrainingMeasures(0.0, {}, 1.0, 1.0, 0), 0)
     metrics.refused(queue=0, timeout=0, restarts=0)
-    return {family.name + suffix for family in metrics.registry.collect() for suffix in SUFFIXES[family.type]}
+    metrics.kept(0, {})
+    found: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                found.setdefault(sample.name, set()).update(sample.labels)
+    return found
 
 
-def _shown() -> list[tuple[str, str]]:
+def _zero(kind: Any) -> Any:
+    """A record of zeros, and of such records."""
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return kind(**{name: _zero(of) if dataclasses.is_dataclass(of) else 0 for name, of in fields.items()})
+
+
+def _shown() -> list[tuple[str, str, str]]:
     return [
-        (panel["title"], target["expr"])
+        (panel["title"], target["expr"], target["legendFormat"])
         for panel in DASHBOARD["panels"]
         for target in panel.get("targets", ())
     ]
@@ -50,27 +63,41 @@ def _named(expression: str) -> set[str]:
     return set(re.findall(r"\bkm_[a-z_]+", expression))
 
 
-def test_what_is_shown_is_told(names: set[str]) -> None:
-    for title, expression in _shown():
+def _check(title: str, expression: str, told: dict[str, set[str]]) -> set[str]:
+    """Hold names, selectors and groupings to what is told; the labels that there are."""
+    names = _named(expression)
+    assert names <= set(told), title
+    assert expression.count("(") == expression.count(")"), title
+    for name, selector in re.findall(r"\b(km_[a-z_]+)\{([^}]*)\}", expression):
+        assert set(re.findall(r"(\w+)=~?\"", selector)) <= told[name], title
+    labels = {label for name in names for label in told[name]}
+    for group in re.findall(r"\bby \(([^)]*)\)", expression):
+        assert {label.strip() for label in group.split(",")} <= labels, title
+    return labels
+
+
+def test_what_is_shown_is_told(told: dict[str, set[str]]) -> None:
+    for title, expression, legend in _shown():
         assert _named(expression), title
-        assert _named(expression) <= names, title
-        assert expression.count("(") == expression.count(")"), title
+        labels = _check(title, expression, told)
+        assert set(re.findall(r"\{\{(\w+)\}\}", legend)) <= labels, title
 
 
-def test_what_alerts_is_told(names: set[str]) -> None:
+def test_what_alerts_is_told(told: dict[str, set[str]]) -> None:
     for alert, rule in _alerts():
-        assert _named(rule["expr"]) <= names, alert
+        _check(alert, rule["expr"], told)
         assert _named(rule["expr"]) or "up{" in rule["expr"], alert
-        assert rule["expr"].count("(") == rule["expr"].count(")"), alert
         assert rule["annotations"].keys() == {"summary", "description"}
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 
-def test_gateway_engine_adapters_queue_and_training_are_all_shown(names: set[str]) -> None:
-    shown = {name for _, expression in _shown() for name in _named(expression)}
-    families = {re.sub(r"_(?:total|bucket|sum|count)$", "", name) for name in shown}
-    told = {re.sub(r"_(?:total|bucket|sum|count)$", "", name) for name in names if name.startswith("km_")}
-    assert told - families == set(), "metrics without a panel"
+def test_gateway_engine_adapters_queue_and_training_are_all_shown(told: dict[str, set[str]]) -> None:
+    shown = {_family(name) for _, expression, _ in _shown() for name in _named(expression)}
+    assert {_family(name) for name in told if name.startswith("km_")} - shown == set(), "without a panel"
+
+
+def _family(name: str) -> str:
+    return re.sub(r"_(?:total|bucket|sum|count)$", "", name)
 
 
 def test_panels_have_places_of_their_own() -> None:
