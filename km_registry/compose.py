@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from km_registry.adapter_files import (
     COMPOSITION,
@@ -160,7 +160,8 @@ def _write(directory: Path, pairs: Mapping[str, tuple[Matrix, Matrix]], rank: in
     for layer, (a, b) in pairs.items():
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = a
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = b
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    # Not by `save_file`, which says a full disk as an error of its own, not as an OSError.
+    (directory / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from km_registry.artifacts import write_ke_manifest, write_manifest
 from km_registry.prompts import PROMPT_FORMAT
@@ -26,7 +26,7 @@ def write_adapter(directory: Path, *, rank: int = 4, fill: float = 0.5) -> Path:
         f"{prefix}.lora_A.weight": np.full((rank, 8), fill, dtype=np.float32),
         f"{prefix}.lora_B.weight": np.full((8, rank), fill, dtype=np.float32),
     }
-    save_file(tensors, directory / "adapter_model.safetensors")
+    (directory / "adapter_model.safetensors").write_bytes(save(tensors))
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
     (directory / "adapter_config.json").write_text(json.dumps(config))
     (directory / "README.md").write_text("A KM made by a test.\n")
@@ -76,7 +76,7 @@ def complete_ke(
         for layer in layers
         for name, value in zip(("w_M", "w_E"), weights, strict=True)
     }
-    save_file(scalars, directory / "composition.safetensors")
+    (directory / "composition.safetensors").write_bytes(save(scalars))
     (directory / "README.md").write_text("A KE made by a test.\n")
     described = {
         "name": "answers",

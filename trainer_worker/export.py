@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from km_registry.artifacts import write_manifest
 from km_registry.base_model import BaseModel
@@ -48,11 +48,9 @@ def export_km(
     it was made.
     """
     directory.mkdir(parents=True, exist_ok=False)
-    save_file(
-        slot.peft_state(torch.float16),
-        directory / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    # Not by `save_file`, which says a full disk as an error of its own, not as an OSError.
+    weights = save(slot.peft_state(torch.float16), metadata={"format": "pt"})
+    (directory / "adapter_model.safetensors").write_bytes(weights)
     config = peft_config(base.name, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout)
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     # The card is part of the content digest, so it tells only what the training decides: with times in it

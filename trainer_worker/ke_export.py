@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from km_registry.artifacts import COMPOSITION, CONFIG, WEIGHTS, write_ke_manifest
 from km_registry.prompts import PROMPT_FORMAT
@@ -56,8 +56,10 @@ def export_ke(
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     recipe, base = training.recipe, resident.base
-    save_file(training.ke.peft_state(torch.float16), staged / WEIGHTS, metadata={"format": "pt"})
-    save_file(training.scalars.state(), staged / COMPOSITION)
+    # Not by `save_file`, which says a full disk as an error of its own, not as an OSError.
+    weights = save(training.ke.peft_state(torch.float16), metadata={"format": "pt"})
+    (staged / WEIGHTS).write_bytes(weights)
+    (staged / COMPOSITION).write_bytes(save(training.scalars.state()))
     config = peft_config(base.name, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout)
     (staged / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (staged / "README.md").write_text(_card(training, resident, name, metrics, about), encoding="utf-8")
