@@ -57,6 +57,14 @@ _TAGS = [
 ]
 
 
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The description, with the refusals that every route shares."""
+        if not self.openapi_schema:
+            problems.describe(super().openapi())
+        return super().openapi()
+
+
 def create_app(state: AppState) -> FastAPI:
     """The application that serves from `state`."""
     app = _app_with_routes()
@@ -79,7 +87,7 @@ def description() -> dict[str, Any]:
 
 
 def _app_with_routes() -> FastAPI:
-    app = FastAPI(
+    app = _Application(
         title="KM Server",
         version=version("km-server"),
         description=_DESCRIPTION,

@@ -142,6 +142,10 @@ STREAMED: dict[int | str, dict[str, Any]] = {
     }
 }
 
+#: Wherever a key is needed: limits, a database that is away.
+_WITH_KEY = (429, 503)
+#: Wherever something is sent: not UTF-8, too large, not as it should be; and no room for it.
+_WITH_BODY = (400, 413, 422, 507)
 _MEANINGS = {
     400: "The body cannot be read: not UTF-8, or not the type that it says it is",
     401: "No API key, or one that is not known",
@@ -154,7 +158,27 @@ _MEANINGS = {
     429: "Too many requests of yours; Retry-After says when to try again",
     503: "Something that is needed is not running, or too much is going on; try again",
     504: "It took longer than this server lets",
+    507: "The server's disk is full",
 }
+
+
+def describe(spec: dict[str, Any]) -> None:
+    """Complete an OpenAPI description by the refusals that no route has to name. Idempotent.
+
+    What FastAPI says of 422 is the shape that it would have without us.
+    """
+    refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorOut"}}}
+    for operations in spec["paths"].values():
+        for operation in operations.values():
+            statuses = {*(_WITH_KEY if "security" in operation else ())}
+            statuses |= {*(_WITH_BODY if "requestBody" in operation else ())}
+            responses = operation["responses"]
+            for status in (str(one) for one in sorted(statuses)):
+                responses.setdefault(status, {"description": _MEANINGS[int(status)], "content": refusal})
+            if "HTTPValidationError" in str(responses.get("422")):
+                responses["422"] = {"description": _MEANINGS[422], "content": refusal}
+    for name in ("HTTPValidationError", "ValidationError"):
+        spec["components"]["schemas"].pop(name, None)
 
 
 def problem(

@@ -1,4 +1,4 @@
-"""What a full disk looks like from outside."""
+"""What refusals look like from outside, and in the description of the server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import event
 
 from km_registry.registry import Registry
@@ -40,3 +41,14 @@ async def test_a_full_database_is_said(ada: Someone, registry: Registry) -> None
         and response.status_code != 202
     ]
     assert {error_of(response, 507)["code"] for response in refused} == {"disk_full"}
+
+
+def test_every_refusal_is_described_in_its_shape(app: FastAPI) -> None:
+    spec = app.openapi()
+    operations = [operation for path in spec["paths"].values() for operation in path.values()]
+    for operation in (one for one in operations if "security" in one):
+        if "requestBody" in operation:
+            assert {"400", "401", "413", "422", "429", "503", "507"} <= set(operation["responses"])
+        refusals = [found for status, found in operation["responses"].items() if status >= "400"]
+        assert all("ErrorOut" in str(found) for found in refusals if "content" in found), operation
+    assert "ValidationError" not in spec["components"]["schemas"]
