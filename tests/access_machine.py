@@ -7,11 +7,8 @@ were no such thing, and the owner must still succeed after it.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from km_registry.types import Principal
-from tests.inprocess import Place, place
-from tests.unit.server.conftest import client_of, train
+from tests.access_site import Site
+from tests.unit.server.conftest import train
 
 USERS = ("ada", "bob", "cyd")
 EVERYBODY = (*USERS, "root")
@@ -30,31 +27,6 @@ ROLES = ("reader", "owner")
 
 users = st.sampled_from(EVERYBODY)
 ordinary = st.sampled_from(USERS)
-
-
-class Site:
-    """The application, one for all examples, in a loop that goes on between requests."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._runner = asyncio.Runner()
-        self._stack = AsyncExitStack()
-        self.place: Place = self.run(self._stack.enter_async_context(place(data_dir)))
-        self.numbers = itertools.count()
-        #: Comparisons with the model, by what was asked.
-        self.checks: Counter[str] = Counter()
-
-    def run(self, work: Any) -> Any:
-        """The result of a coroutine."""
-        return self._runner.run(work)
-
-    def client(self, key: str) -> AsyncClient:
-        """A client with this key."""
-        return client_of(self.place.app, key)
-
-    def close(self) -> None:
-        """End it."""
-        self.run(self._stack.aclose())
-        self._runner.close()
 
 
 class AccessMachine(RuleBasedStateMachine):
