@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 
-.PHONY: help setup demo serve test lint format docs bench bench-compose bench-retrieval bench-train
+.PHONY: help setup demo serve test test-faults lint format docs bench bench-compose bench-reliability bench-retrieval bench-train
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -18,6 +18,9 @@ serve: setup  ## the server on this machine (http://127.0.0.1:8321)
 
 test: setup  ## every test, on real parts
 	@$(PY) -m pytest
+
+test-faults: setup  ## kill -9 of every process in every phase, a full disk at every write (some 15 minutes)
+	@$(PY) -m pytest tests/faults
 
 lint: setup  ## ruff, mypy, import arrows
 	@$(PY) -m ruff check .
@@ -44,3 +47,6 @@ bench-retrieval: setup  ## how long an index takes, and what passages add to an 
 
 bench-train: setup  ## training against the straightforward reference: seconds, loss, share of the matmul ceiling
 	@$(PY) -m benchmarks.train
+
+bench-reliability: setup  ## kills, full disks, bad files, fuzzed requests, access, load (some 30 minutes)
+	@$(PY) -m benchmarks.reliability
