@@ -1,0 +1,81 @@
+"""Reliability as a benchmark: kills, full disks, harmful files, fuzzed requests, access by many users, load.
+
+    make bench-reliability
+
+Real servers on a tiny base model with the scripted engine, so that what is measured is everything around an
+engine. The parts, each of some minutes, are kept in --state as they end, and a second call goes on with those
+that are missing; --most ends it after so many. When all are there it ends with one JSON line and keeps it in
+benchmarks/results/reliability.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reliability_access, reliability_inputs, reliability_kills, reliability_load
+from benchmarks.result import keep
+
+SEED = 0
+#: What the one line holds, summed over the parts.
+_SUMS = (
+    *("kills", "lost", "double_published", "orphans", "canary_hits", "bad_inputs", "crashes"),
+    *("acl_checks", "acl_leaks", "load_errors"),
+)
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{f"kills_{part}": partial(reliability_kills.kills, part, seed=SEED) for part in range(6)},
+    "disk_full": reliability_kills.disk_full,
+    "access": reliability_access.access,
+    "timing": partial(reliability_access.timing, seed=SEED),
+    **{
+        f"files_{kind}": partial(reliability_inputs.files, kind, seed=SEED)
+        for kind in ("pdf", "docx", "html")
+    },
+    "harmful_files": reliability_inputs.harmful_files,
+    "requests": reliability_inputs.requests,
+    "load": partial(reliability_load.load, seed=SEED),
+}
+
+
+def main() -> int:
+    """Measure the parts that are missing; print and keep the figures once all are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--state", type=Path, help="directory that keeps the figures of each part")
+    parser.add_argument("--most", type=int, default=len(PARTS), help="parts to measure in this call")
+    given = parser.parse_args()
+    found = _kept(given.state)
+    for name in [name for name in PARTS if name not in found][: given.most]:
+        began = time.monotonic()
+        found[name] = PARTS[name]() | {"part_seconds": round(time.monotonic() - began, 1)}
+        print(json.dumps({"part": name, **found[name]}), flush=True)
+        if given.state is not None:
+            given.state.mkdir(parents=True, exist_ok=True)
+            (given.state / f"{name}.json").write_text(json.dumps(found[name]))
+    if set(found) == set(PARTS):
+        print(keep("reliability", merged(found), seed=SEED))
+    return 0
+
+
+def merged(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures of all parts as one: the sums, the p99, and what else each part found."""
+    sums = {name: sum(part.get(name, 0) for part in parts.values()) for name in _SUMS}
+    rest = {
+        name: {key: value for key, value in part.items() if key not in _SUMS} for name, part in parts.items()
+    }
+    return {**sums, "p99_ms": parts["load"]["p99_ms"], "parts": rest}
+
+
+def _kept(state: Path | None) -> dict[str, dict[str, Any]]:
+    if state is None:
+        return {}
+    return {path.stem: json.loads(path.read_text()) for path in state.glob("*.json") if path.stem in PARTS}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
