@@ -4,7 +4,7 @@
 
 Real servers on a tiny base model with the scripted engine, so that what is measured is everything around an
 engine. The parts, each of some minutes, are kept in --state as they end, and a second call goes on with those
-that are missing; --most ends it after so many. When all are there it ends with one JSON line and keeps it in
+that are missing; --most and --parts bound what one call measures. When all are there it ends with one JSON line and keeps it in
 benchmarks/results/reliability.json.
 """
 
@@ -48,9 +48,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--state", type=Path, help="directory that keeps the figures of each part")
     parser.add_argument("--most", type=int, default=len(PARTS), help="parts to measure in this call")
+    parser.add_argument("--parts", default=",".join(PARTS), help="only of these, by name")
     given = parser.parse_args()
     found = _kept(given.state)
-    for name in [name for name in PARTS if name not in found][: given.most]:
+    for name in [name for name in given.parts.split(",") if name not in found][: given.most]:
         began = time.monotonic()
         found[name] = PARTS[name]() | {"part_seconds": round(time.monotonic() - began, 1)}
         print(json.dumps({"part": name, **found[name]}), flush=True)

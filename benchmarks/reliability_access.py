@@ -23,8 +23,8 @@ from tests.unit.server.conftest import train
 
 _TRIES = 2000
 _EXAMPLES = settings(
-    max_examples=100,
-    stateful_step_count=30,
+    max_examples=40,
+    stateful_step_count=25,
     deadline=None,
     database=None,
     derandomize=True,

@@ -19,6 +19,7 @@ from typing import Any, Self
 import psutil
 import structlog
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Worker, get_current_job
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
@@ -77,11 +78,16 @@ def _train(
 
 
 def _idle_workers(redis: Redis) -> int:
-    """Workers that have nothing to do: what waits is theirs before it is a busy one's."""
-    return sum(
-        worker.get_state() == WorkerStatus.IDLE and _may_live(worker)
-        for worker in Worker.all(queue=_queue(redis), serializer=JSONSerializer)
-    )
+    """Workers that have nothing to do: what waits is theirs before it is a busy one's. None while Redis is
+    away: then nobody is given anything by it, and a training needs it for nothing else."""
+    try:
+        return sum(
+            worker.get_state() == WorkerStatus.IDLE and _may_live(worker)
+            for worker in Worker.all(queue=_queue(redis), serializer=JSONSerializer)
+        )
+    except RedisError as error:
+        _log.warning("Redis is away; training goes on", error=type(error).__name__)
+        return 0
 
 
 def _may_live(worker: BaseWorker) -> bool:

@@ -162,7 +162,7 @@ def test_a_composition_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: py
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("km_registry.compose.save_file", full)
+    monkeypatch.setattr("km_registry.compose.save", full)
     with pytest.raises(OSError, match="no space"):
         compose(ke, tmp_path / "kc")
     assert [path.name for path in tmp_path.iterdir()] == ["ke"]

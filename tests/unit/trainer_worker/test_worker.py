@@ -229,6 +229,10 @@ def test_an_ended_child_changes_nothing_of_another_runs_attempt(
     assert (registry.job(job.id).state, registry.job(job.id).attempt) == (JobState.RUNNING, 2)
 
 
+def test_without_redis_a_training_goes_on_and_knows_of_no_idle_workers(tmp_path: Path) -> None:
+    assert worker._idle_workers(Redis(unix_socket_path=str(tmp_path / "nobody"))) == 0
+
+
 def test_idle_workers_are_those_that_live_and_wait(redis_server: Redis) -> None:
     names = {"ours": os.getpid(), "busy": os.getpid(), "dead": 2**22 + 1}
     for name, pid in names.items():
