@@ -4,8 +4,8 @@
 
 Real servers on a tiny base model with the scripted engine, so that what is measured is everything around an
 engine. The parts, each of some minutes, are kept in --state as they end, and a second call goes on with those
-that are missing; --most and --parts bound what one call measures. When all are there it ends with one JSON line and keeps it in
-benchmarks/results/reliability.json.
+that are missing; --most and --parts bound what one call measures. When all are there it ends with one JSON
+line and keeps it in benchmarks/results/reliability.json.
 """
 
 from __future__ import annotations
