@@ -72,6 +72,6 @@ def test_no_byte_of_a_deleted_document_is_left(stack: Stack, runs: FaultRuns) ->
 
 
 def test_a_full_disk_is_a_clear_failure_that_leaves_nothing(tmp_path: Path) -> None:
-    options = ("--operations=upload,publish,delete", "--stride=4")
+    options = ("--operations=upload,publish,delete", "--stride=6")
     said = run_on_small_disk("tests.faults.disk_full", tmp_path, *options, timeout_s=120)
     assert said.count('"problems": []') == 3, said
