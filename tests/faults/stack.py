@@ -157,9 +157,9 @@ def running(folder: Path, *options: str, **environment: str) -> Iterator[Stack]:
 
 def _is_worker(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
-        command = process.cmdline()
-        # Once it works it has a title of its own.
-        return command[1:] == ["-m", "trainer_worker"] or command[0].startswith("rq:worker")
+        # Once it works it has a title of its own; one that has just died has none.
+        command = " ".join(process.cmdline())
+        return command.endswith(" -m trainer_worker") or command.startswith("rq:worker")
     return False
 
 
