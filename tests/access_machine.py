@@ -281,7 +281,8 @@ class AccessMachine(RuleBasedStateMachine):
 
 
 def _unvarying(response: Response) -> dict[str, str]:
-    return {name: value for name, value in response.headers.items() if name != "date"}
+    varying = ("date", "x-request-id")
+    return {name: value for name, value in response.headers.items() if name not in varying}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import structlog
 from httpx import AsyncClient, Response
 from sqlalchemy.exc import OperationalError
 
@@ -220,6 +221,8 @@ def main() -> None:
     parser.add_argument("--operations", default=",".join(OPERATIONS))
     parser.add_argument("--stride", type=int, default=1)
     given = parser.parse_args()
+    # What it prints is read by whoever started it.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(examine(given.data_dir, given.operations.split(","), given.stride))
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from rq import Worker
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
@@ -230,7 +232,8 @@ def test_an_ended_child_changes_nothing_of_another_runs_attempt(
 
 
 def test_without_redis_a_training_goes_on_and_knows_of_no_idle_workers(tmp_path: Path) -> None:
-    assert worker._idle_workers(Redis(unix_socket_path=str(tmp_path / "nobody"))) == 0
+    nobody = Redis(unix_socket_path=str(tmp_path / "nobody"), retry=Retry(NoBackoff(), 0))
+    assert worker._idle_workers(nobody) == 0
 
 
 def test_idle_workers_are_those_that_live_and_wait(redis_server: Redis) -> None:
