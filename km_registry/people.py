@@ -77,6 +77,10 @@ class People:
         """End the key for good, from the next request on. Idempotent."""
         return keys.revoke(self._store, by, key_id)
 
+    def holder(self, key_id: str) -> Principal | None:
+        """The principal behind a key that works, by its id: for a session that was begun with its secret."""
+        return keys.holder(self._store, key_id)
+
     # Grants
 
     def grants(self, by: Principal, document_id: str) -> list[Grant]:

@@ -113,10 +113,18 @@ class Registry:
         return documents.get(self._store, principal, document_id, action)
 
     def list_documents(
-        self, principal: Principal, *, limit: int = 100, before: str | None = None
+        self,
+        principal: Principal,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        matching: str | None = None,
     ) -> list[Document]:
-        """The documents that the principal may read, newest first; `before` is the page before's last id."""
-        return documents.list_visible(self._store, principal, limit, before)
+        """The documents that the principal may read, newest first; `before` is the page before's last id.
+
+        With `matching` those whose titles hold it, whatever its case.
+        """
+        return documents.list_visible(self._store, principal, limit, before, matching)
 
     def update_document(
         self,

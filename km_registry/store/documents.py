@@ -82,8 +82,11 @@ def get(store: Store, principal: Principal, document_id: str, action: Action) ->
     return document
 
 
-def list_visible(store: Store, principal: Principal, limit: int, before: str | None) -> list[Document]:
-    """The documents that the principal may read, newest first, those older than `before`."""
+def list_visible(
+    store: Store, principal: Principal, limit: int, before: str | None, matching: str | None
+) -> list[Document]:
+    """The documents that the principal may read, newest first, those older than `before` and with `matching`
+    in their titles."""
     visible = visible_to(principal)
     query = select(DocumentRow).where(visible, DocumentRow.deleted_at.is_(None))
     with store.database.reading() as session:
@@ -94,6 +97,8 @@ def list_visible(store: Store, principal: Principal, limit: int, before: str | N
                     f"there is no document {before} to list from; start from the newest again"
                 )
             query = query.where(DocumentRow.sequence < cursor)
+        if matching:
+            query = query.where(DocumentRow.title.icontains(matching, autoescape=True))
         rows = session.scalars(query.order_by(DocumentRow.sequence.desc()).limit(limit))
         return [as_document(row) for row in rows]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -27,10 +27,17 @@ _NOTED_FOR = timedelta(minutes=1)
 
 def authenticate(store: Store, secret: str) -> Principal | None:
     """Whose secret this is; None also for that of a key which was revoked or has expired."""
+    return _holder(store, ApiKeyRow.sha256 == secret_digest(secret))
+
+
+def holder(store: Store, key_id: str) -> Principal | None:
+    """Whose key this is; None also for one which was revoked or has expired."""
+    return _holder(store, ApiKeyRow.id == key_id)
+
+
+def _holder(store: Store, which: ColumnElement[bool]) -> Principal | None:
     query = (
-        select(ApiKeyRow, UserRow)
-        .join(UserRow, ApiKeyRow.user_id == UserRow.id)
-        .where(ApiKeyRow.sha256 == secret_digest(secret), key_works())
+        select(ApiKeyRow, UserRow).join(UserRow, ApiKeyRow.user_id == UserRow.id).where(which, key_works())
     )
     with store.database.reading() as session:
         found = session.execute(query).one_or_none()

@@ -329,18 +329,21 @@ class TestKeys:
         assert found == owner
         assert found is not None
         assert found.key_id == key.id
+        assert registry.people.holder(key.id) == found
         revoked = registry.people.revoke_key(owner, key.id)
         assert revoked.revoked_at is not None
         assert registry.authenticate(secret) is None
+        assert registry.people.holder(key.id) is registry.people.holder("key_unknown") is None
         assert registry.people.revoke_key(owner, key.id) == revoked
 
     def test_a_key_works_until_it_expires(
         self, registry: Registry, owner: Principal, travel: Callable[[timedelta], None]
     ) -> None:
-        _, secret = registry.people.create_key(owner, "laptop", expires_at=_later(hours=1))
-        assert registry.authenticate(secret) == owner
+        key, secret = registry.people.create_key(owner, "laptop", expires_at=_later(hours=1))
+        assert registry.authenticate(secret) == registry.people.holder(key.id) == owner
         travel(timedelta(hours=2))
         assert registry.authenticate(secret) is None
+        assert registry.people.holder(key.id) is None
 
     def test_a_key_that_expires_makes_none_that_outlives_it(
         self, registry: Registry, owner: Principal

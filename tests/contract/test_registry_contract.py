@@ -183,6 +183,20 @@ class TestAccess:
         with pytest.raises(NotFoundError, match="start from the newest"):
             registry.list_documents(owner, before="doc_unknown")
 
+    def test_listing_looks_for_titles_as_they_are_whatever_their_case(
+        self, registry: Registry, owner: Principal
+    ) -> None:
+        for title in ("Harbour", "100 % wool", "HARvest", "under_score"):
+            registry.add_document(owner, title, f"text of {title}")
+
+        def found(matching: str) -> list[str]:
+            return [document.title for document in registry.list_documents(owner, matching=matching)]
+
+        assert found("har") == ["HARvest", "Harbour"]
+        assert found("%") == ["100 % wool"]
+        assert found("_") == ["under_score"]
+        assert found("none") == []
+
 
 class TestJobs:
     def test_one_of_many_workers_claims(self, registry: Registry, uploaded: tuple[Document, Job]) -> None:
@@ -226,6 +240,20 @@ class TestJobs:
         assert registry.job_of(document.id) == again
         assert registry.job_recipe(again.id) == {"seed": 7}
         assert registry.add_document(owner, "Kaldvik", TEXT)[1] == again
+
+    def test_a_cancelled_job_is_its_workers_no_more_and_can_be_begun_again(
+        self, registry: Registry, owner: Principal, uploaded: tuple[Document, Job]
+    ) -> None:
+        document, job = uploaded
+        attempt = claimed(registry, job.id).attempt
+        cancelled = registry.cancel(owner, document.id)
+        assert (cancelled.id, cancelled.state) == (job.id, JobState.CANCELLED)
+        assert registry.events_after(document.id)[-1].kind == "cancelled"
+        with pytest.raises(StaleAttemptError):
+            registry.progress(job.id, attempt, Stage.TRAINING, 1, 10)
+        with pytest.raises(ConflictError, match="nothing to cancel"):
+            registry.cancel(owner, document.id)
+        assert registry.retrain(owner, document.id).state is JobState.QUEUED
 
     def test_racing_retries_make_one_job(
         self, registry: Registry, owner: Principal, uploaded: tuple[Document, Job]
