@@ -122,6 +122,7 @@ class DocumentOut(Output):
 class DocumentListed(DocumentOut):
     """A document with how far its newest training is and which version its KM knows."""
 
+    owner_id: str = Field(description="who uploaded it", examples=["usr_2b7d90"])
     role: Role = Field(description="yours")
     state: JobState
     progress: str = Field(description="how far the training is, for people", examples=["training 120/200"])

@@ -116,10 +116,12 @@ async def listing(
     state: State,
     limit: Annotated[int, Query(ge=1, le=100, description="most documents to return")] = 100,
     before: Annotated[str | None, Query(description="only documents older than this one")] = None,
+    q: Annotated[str | None, Query(max_length=300, description="only those with this in the title")] = None,
 ) -> DocumentList:
     """One page; `next_before` leads to the next."""
     # One more than asked for tells whether there is a next page.
-    found = await run_in_threadpool(state.registry.list_documents, principal, limit=limit + 1, before=before)
+    look = partial(state.registry.list_documents, limit=limit + 1, before=before, matching=q)
+    found = await run_in_threadpool(look, principal)
     ids = [document.id for document in found[:limit]]
     roles = await run_in_threadpool(state.registry.people.roles, principal, ids)
     shown = [document_id for document_id in ids if document_id in roles]

@@ -108,6 +108,14 @@ async def test_listing_in_pages(ada: Someone, bob: Someone) -> None:
     assert (await ada.http.get("/documents?limit=3")).json()["next_before"] is None
 
 
+async def test_listing_by_title(ada: Someone) -> None:
+    ids = [await ada.upload(f"Text of {title}.", title=title) for title in ("Harbour", "Wool", "HARvest")]
+    found = (await ada.http.get("/documents", params={"q": "har"})).json()["documents"]
+    assert [(one["id"], one["owner_id"]) for one in found] == [
+        (ids[place], ada.principal.user_id) for place in (2, 0)
+    ]
+
+
 async def test_detail_follows_the_training(ada: Someone, registry: Registry) -> None:
     document_id = await ada.upload()
     job = registry.claim(registry.job_of(document_id).id)
@@ -162,6 +170,28 @@ async def test_train_again(ada: Someone, registry: Registry, queue: MemoryJobQue
     assert queue.waiting() == [response.json()["job"]["id"]]
     train(registry, document_id, ada.principal)
     error_of(await ada.http.post(f"/documents/{document_id}/train"), 409)
+
+
+async def test_cancelled(ada: Someone, registry: Registry, queue: MemoryJobQueue) -> None:
+    document_id = await ada.upload()
+    response = await ada.http.post(f"/documents/{document_id}/cancel")
+    assert response.status_code == 200, response.text
+    assert response.json()["job"]["state"] == "cancelled"
+    assert queue.waiting() == []
+    error = error_of(await ada.http.post(f"/documents/{document_id}/cancel"), 409)
+    assert "nothing to cancel" in error["message"]
+
+
+async def test_cancelled_while_the_queue_is_away(
+    ada: Someone, registry: Registry, queue: MemoryJobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document_id = await ada.upload()
+
+    def fail(job_id: str) -> None:
+        raise RedisConnectionError
+
+    monkeypatch.setattr(queue, "stop", fail)
+    assert (await ada.http.post(f"/documents/{document_id}/cancel")).status_code == 200
 
 
 async def test_a_waiting_training_may_be_put_first(ada: Someone, bob: Someone, registry: Registry) -> None:
