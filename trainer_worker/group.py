@@ -150,6 +150,7 @@ class Group:
                 recipe=recipe,
                 steps=material.steps,
                 on_step=lambda step, loss: material.report.step(step, loss=round(loss, 4)),
+                on_evaluation=lambda found: material.report.evaluation(found.step, found.recovered),
                 check=attempt.check,
                 writing=attempt.writing,
                 directory=self._work_dir(attempt),

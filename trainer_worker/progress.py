@@ -41,6 +41,13 @@ class Reporter:
             data["seconds_left"] = round((now - self._began) / step * (self._total - step), 1)
         self._write(step, data)
 
+    def evaluation(self, step: int, recovered: float | None) -> None:
+        """After so many steps of the stage the KM tells this share of what the context tells; always written,
+        for the curve. None: nobody knows."""
+        if recovered is not None:
+            self._attempt.check()
+            self._write(step, {"recovered": round(recovered, 4)})
+
     def finish(self) -> dict[str, float]:
         """The last stage is over; seconds of every stage."""
         self._close()

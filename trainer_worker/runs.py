@@ -48,11 +48,11 @@ class TrainResult:
 class Run:
     """One document's training.
 
-    `on_step` gets every step and its smoothed loss; `check` is called before every forward pass the run takes
-    part in. A KMError that either raises ends this run alone. With a `directory` the run leaves checkpoints
-    there and goes on from one it finds, if it was written for the same pairs, recipe, steps, slot and
-    `context` (whatever else decides the result: the base model's fingerprint, the KM a warm start came from).
-    Files are made within `writing`, which may raise a KMError too.
+    `on_step` gets every step and its smoothed loss, `on_evaluation` every look at the held-out pairs; `check`
+    is called before every forward pass the run takes part in. A KMError that any of them raises ends this run
+    alone. With a `directory` the run leaves checkpoints there and goes on from one it finds, if it was
+    written for the same pairs, recipe, steps, slot and `context` (whatever else decides the result: the base
+    model's fingerprint, the KM a warm start came from). Files are made within `writing`, which may raise too.
     """
 
     slot: Slot
@@ -61,6 +61,7 @@ class Run:
     recipe: Recipe
     steps: int
     on_step: Callable[[int, float], None] = lambda _step, _loss: None
+    on_evaluation: Callable[[Evaluation], None] = lambda _evaluation: None
     check: Callable[[], None] = lambda: None
     directory: Path | None = None
     writing: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -227,6 +228,7 @@ class RunState:
         self.evaluations.append(Evaluation(self.step, loss, share))
         if loss < self.best_loss:
             self.best, self.best_step, self.best_loss = run.slot.snapshot(), self.step, loss
+        run.on_evaluation(self.evaluations[-1])
 
     def _flat_for(self) -> int:
         """Evaluations since the one with the best `recovered` (without a teacher: the least loss)."""

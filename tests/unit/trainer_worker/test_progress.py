@@ -77,6 +77,15 @@ def test_seconds_left_by_hand(registry: Registry, attempt: Attempt, clock: Clock
     assert end["seconds_left"] == 0
 
 
+def test_evaluations_are_always_written(registry: Registry, attempt: Attempt, clock: Clock) -> None:
+    report = Reporter(registry, attempt)
+    report.stage(Stage.TRAINING, 40)
+    for step, recovered in ((10, 0.25), (20, None), (30, 0.5)):
+        report.evaluation(step, recovered)
+    _, *data = told(registry, attempt.job)
+    assert [(one["step"], one["recovered"]) for one in data] == [(10, 0.25), (30, 0.5)]
+
+
 def test_a_stage_of_unknown_length_is_throttled_and_promises_nothing(
     registry: Registry, attempt: Attempt, clock: Clock
 ) -> None:

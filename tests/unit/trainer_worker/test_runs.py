@@ -22,7 +22,7 @@ from trainer_worker.evaluate import recovered
 from trainer_worker.examples import Example
 from trainer_worker.lora import open_slot
 from trainer_worker.pairs import Pair
-from trainer_worker.runs import Run, lr_factor
+from trainer_worker.runs import Evaluation, Run, lr_factor
 from trainer_worker.targets import Targets
 from trainer_worker.train import Ended, train
 
@@ -105,9 +105,14 @@ def test_the_last_step_is_always_looked_at(
 ) -> None:
     scripted(monkeypatch, *[(1 / n, 1.0) for n in range(1, 9)])
 
-    (ended,) = train(model, [make_run(steps=5, recipe=with_fields(evaluations=2))])
+    run = make_run(steps=5, recipe=with_fields(evaluations=2))
+    told: list[Evaluation] = []
+    run.on_evaluation = told.append
+
+    (ended,) = train(model, [run])
 
     assert [evaluation.step for evaluation in ended.state.evaluations] == [2, 4, 5]
+    assert told == ended.state.evaluations
 
 
 def test_a_run_stops_when_recovered_is_flat(
