@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 
-.PHONY: help setup demo serve test test-faults lint format docs bench bench-compose bench-reliability bench-retrieval bench-train
+.PHONY: help setup setup-tests demo serve test test-faults lint format docs bench bench-compose bench-reliability bench-retrieval bench-train
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -16,7 +16,10 @@ demo: setup  ## the main job on a sample document: upload, train, ask, delete
 serve: setup  ## the server on this machine (http://127.0.0.1:8321)
 	@.venv/bin/km serve
 
-test: setup  ## every test, on real parts
+setup-tests:
+	@deploy/setup.sh --for-tests
+
+test: setup-tests  ## every test, on real parts
 	@$(PY) -m pytest
 
 test-faults: setup  ## kill -9 of every process in every phase, a full disk at every write (some 15 minutes)

@@ -8,6 +8,8 @@
 #   KM_PYTHON     the Python to use             (default: python3.11, else python3)
 #   KM_PIP_ARGS   more arguments for pip, e.g. the index of CPU builds of torch where the default index has
 #                 CUDA builds only
+#
+# With --for-tests it also sees to a Chromium, which the tests of the web page need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -49,4 +51,14 @@ if [ "$(cat .venv/.stamp 2>/dev/null || true)" != "$stamp" ]; then
   "$env/bin/python" -m pip --python .venv/bin/python install --quiet --disable-pip-version-check \
     --no-deps --no-build-isolation --editable .
   printf '%s' "$stamp" > .venv/.stamp
+fi
+
+if [ "${1:-}" = --for-tests ] && [ -z "${KM_TEST_CHROMIUM:-}" ] && ! command -v chromium >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "setup: installing chromium, which the tests of the web page need (once)"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null
+  else
+    echo "setup: the tests of the web page need a Chromium and will fail without:" >&2
+    echo "setup:   sudo apt-get install chromium    (or name one in KM_TEST_CHROMIUM)" >&2
+  fi
 fi
