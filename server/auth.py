@@ -13,7 +13,7 @@ from km_registry.access import may_administer
 from km_registry.types import Principal
 from server.callers import Caller, InternalService
 from server.errors import ForbiddenError, UnauthenticatedError
-from server.state import State
+from server.state import AppState, State
 
 _bearer = HTTPBearer(
     scheme_name="API key",
@@ -42,6 +42,11 @@ async def caller(
         raise UnauthenticatedError(
             "This API key is not known here, was revoked or has expired. Check it, or ask for another."
         )
+    return await admitted(request, state, principal)
+
+
+async def admitted(request: Request, state: AppState, principal: Principal) -> Principal:
+    """The principal, noted for the log and counted. RateLimitedError when that is too many requests."""
     request.state.user_id = principal.user_id
     if state.limiter.limits_requests:
         await run_in_threadpool(state.limiter.request, principal)

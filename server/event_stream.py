@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import anyio
 import structlog
@@ -22,18 +23,27 @@ _log = structlog.get_logger(__name__)
 async def event_stream(
     state: AppState, principal: Principal, document_id: str, after: int
 ) -> AsyncIterator[ServerSentEvent]:
-    """Events after id `after`, until the last one, until the principal may no longer read the document, or
-    until the server stops.
+    """Events after id `after` as `followed` has them.
 
     When Redis goes away the stream ends; the client comes back with the id of the last event it saw.
     """
-    followed = state.follow(document_id, after)
-    assert isinstance(followed, AsyncGenerator)
-    source = state.revocations.while_standing(claim_of(principal, Action.READ, document_id), followed)
+    async with aclosing(followed(state, principal, document_id, after)) as events:
+        async for event in events:
+            yield ServerSentEvent(json.dumps(event.data), event=event.kind, id=str(event.id))
+
+
+async def followed(
+    state: AppState, principal: Principal, document_id: str, after: int
+) -> AsyncGenerator[Event, None]:
+    """Events after id `after`, until the last one, until the principal may no longer read the document, until
+    Redis goes away, or until the server stops."""
+    told = state.follow(document_id, after)
+    assert isinstance(told, AsyncGenerator)
+    source = state.revocations.while_standing(claim_of(principal, Action.READ, document_id), told)
     closing = asyncio.create_task(state.closing.wait())
     try:
         while (event := await _next(source, closing)) is not None:
-            yield ServerSentEvent(json.dumps(event.data), event=event.kind, id=str(event.id))
+            yield event
     except RevokedError:
         _log.info("event stream cut: it was revoked", document_id=document_id, user_id=principal.user_id)
     except RedisError as error:

@@ -121,7 +121,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 def install(app: FastAPI) -> None:
     """Have the app answer every exception in the one shape."""
     for error in PROBLEMS:
-        app.add_exception_handler(error, _mapped)
+        app.add_exception_handler(error, mapped)
     app.add_exception_handler(OperationalError, _database)
     app.add_exception_handler(OSError, _system)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -207,7 +207,8 @@ def _found(error: Exception) -> Problem:
     return next(PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS)
 
 
-async def _mapped(_: Request, error: Exception) -> JSONResponse:
+async def mapped(_: Request, error: Exception) -> JSONResponse:
+    """How one of PROBLEMS is answered."""
     found = _found(error)
     if found.status >= 500:
         _log.warning("unavailable", error=type(error).__name__)
@@ -222,7 +223,7 @@ async def _database(request: Request, error: Exception) -> JSONResponse:
     full = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     if full or getattr(error.orig, "sqlstate", None) == _POSTGRESQL_FULL:
         return _disk_full()
-    return await _mapped(request, error)
+    return await mapped(request, error)
 
 
 async def _system(_: Request, error: Exception) -> JSONResponse:
