@@ -28,6 +28,7 @@ from server.routes import (
     users,
 )
 from server.state import AppState
+from server.web import install as page
 
 __all__ = ["AppState", "create_app", "description"]
 
@@ -70,6 +71,7 @@ def create_app(state: AppState) -> FastAPI:
     app = _app_with_routes()
     app.state.km = state
     problems.install(app)
+    page.install(app, state)
     limit = partial(
         middleware.body_limit,
         max_document_bytes=state.settings.max_document_bytes,

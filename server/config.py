@@ -134,6 +134,13 @@ class ServerSettings(RegistrySettings):
         repr=False,
         description="key by which the worker asks this server for synthetic text; random for each start",
     )
+    session_key: str | None = Field(
+        None,
+        min_length=16,
+        repr=False,
+        description="secret that signs the web page's sessions, for several servers behind one address; "
+        "kept in the data directory without one",
+    )
     generator_url: str | None = Field(
         None,
         description="OpenAI-compatible endpoint (…/v1) that writes synthetic text; without one, this server",

@@ -28,13 +28,15 @@ def body_limit(
     scope: Scope, max_document_bytes: int, max_file_bytes: int, max_import_bytes: int
 ) -> tuple[int, str]:
     """Most bytes that a request's body may have, and what to do about a larger one."""
-    if scope["path"] == "/documents/import":
+    # The page sends files to routes of its own.
+    path = scope["path"].removeprefix("/ui")
+    if path == "/documents/import":
         return max_import_bytes + _MULTIPART_OVERHEAD, (
             f"The KM is larger than the {max_import_bytes} bytes that this server takes. "
             "Have KM_MAX_IMPORT_BYTES raised."
         )
-    changes = scope["method"] == "PUT" and scope["path"].startswith("/documents/")
-    if scope["path"] in ("/documents", "/v1/files") or changes:
+    changes = scope["method"] == "PUT" and path.startswith("/documents/")
+    if path in ("/documents", "/v1/files") or changes:
         if Headers(scope=scope).get("content-type", "").startswith("application/json"):
             bound, most, setting = max_document_bytes * _JSON_EXPANSION, max_document_bytes, "DOCUMENT"
         else:
@@ -43,7 +45,7 @@ def body_limit(
             f"The document is larger than the {most} bytes that this server takes. "
             f"Send it in parts, or have KM_MAX_{setting}_BYTES raised."
         )
-    bound = 8 * _KIB * _KIB if scope["path"].startswith("/v1/") else _KIB * _KIB
+    bound = 8 * _KIB * _KIB if path.startswith("/v1/") else _KIB * _KIB
     return (
         bound,
         f"The request's body is larger than the {bound} bytes that this route takes. Send less at once.",

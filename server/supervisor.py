@@ -213,7 +213,7 @@ class Supervisor:
             stack.callback(self._ready_file.unlink, missing_ok=True)
         self._stages.line(f"\nKM Server is ready at {self._url}")
         if admin_key:
-            self._stages.line(f"Admin API key, shown this once: {admin_key}")
+            self._stages.line(f"Admin API key, shown this once: {admin_key}\nPage: {self._url}/#{admin_key}")
         self._stages.line("Ctrl-C stops it.")
 
     # --- running -------------------------------------------------------------------------------------------

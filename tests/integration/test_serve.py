@@ -85,7 +85,8 @@ def test_a_life(start: Start) -> None:
     for stage in ("data directory", "Redis", "database", "base model", "engine", "listening", "worker"):
         assert len(re.findall(rf"^\S {stage} .* [\d.]+ s$", text, re.MULTILINE)) == 1, text
     assert ready["url"] in text
-    assert KEY.findall(text) == [key]
+    assert KEY.findall(text) == [key, key]
+    assert f"{ready['url']}/#{key}" in text
     assert not any(key in log.read_text() for log in (first.data_dir / "logs").iterdir())
 
     second = start()

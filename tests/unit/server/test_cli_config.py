@@ -46,7 +46,7 @@ def test_a_setting_that_is_not_there_ends_the_command(
 
 
 def test_serve_has_an_option_for_every_setting_but_secrets() -> None:
-    secrets = {"internal_key", "generator_key"}
+    secrets = {"internal_key", "generator_key", "session_key"}
     expected = set(ServerSettings.model_fields) - secrets | {"ready_file"}
     assert set(serve.__annotations__) == expected
 
