@@ -58,6 +58,10 @@ document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
 document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers["X-CSRF-Token"] = km.token();
 });
+document.addEventListener("htmx:beforeRequest", (event) => {
+  // Nobody looks: the list is asked for again when somebody does.
+  if (document.hidden && event.detail.elt.id === "list") event.preventDefault();
+});
 document.addEventListener("htmx:responseError", async (event) => {
   if (event.detail.xhr.getResponseHeader("HX-Redirect")) return;
   km.notice(await km.refusal(event.detail.xhr.responseText));
