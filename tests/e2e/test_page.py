@@ -97,7 +97,12 @@ def reader(browser: Browser, server: RunningServer, **options: Any) -> Reader:
     context.add_init_script(_WATCH_SHIFTS)
     opened = Reader(context.new_page(), server.url)
     page = opened.page
-    page.on("console", lambda said: opened.complaints.append(said.text) if said.type == "error" else None)
+    page.on(
+        "console",
+        lambda said: (
+            opened.complaints.append(f"{said.text} {said.location}") if said.type == "error" else None
+        ),
+    )
     page.on("pageerror", lambda error: opened.complaints.append(str(error)))
     return opened
 
