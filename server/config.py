@@ -138,7 +138,7 @@ class ServerSettings(RegistrySettings):
         None,
         min_length=16,
         repr=False,
-        description="secret that signs the web page's sessions, for several servers behind one address; "
+        description="what signs the web page's sessions, for several servers behind one address; "
         "kept in the data directory without one",
     )
     generator_url: str | None = Field(

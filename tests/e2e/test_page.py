@@ -23,7 +23,7 @@ SMALL = Path(__file__).parents[1] / "data" / "small.md"
 SHOTS = Path(__file__).parents[1] / "output" / "page"
 QUESTION = "Who keeps the key of the workshop?"
 #: A training of seconds, on what the document itself says.
-RECIPE = {"kinds": ["repeat"], "steps": 8, "batch_tokens": 192}
+RECIPE = {"kinds": ["repeat"], "steps": 4, "evaluations": 2, "batch_tokens": 192}
 _TRAINED_MS = 120_000
 _ANSWERED_MS = 60_000
 #: Counts how far the page's content moved by itself.
