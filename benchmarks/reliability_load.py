@@ -52,7 +52,7 @@ class _Load:
         self._memory: list[float] = []
 
     async def run(self) -> dict[str, Any]:
-        users = [await self._user(number) for number in range(_USERS)]
+        users = await asyncio.gather(*(self._user(number) for number in range(_USERS)))
         began = time.monotonic()
         until = began + _SECONDS
         clients = [
