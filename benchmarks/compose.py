@@ -22,41 +22,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-from transformers import AutoConfig
-
 from benchmarks import compose_exactness, compose_serving
+from benchmarks.adapters import random_adapter
+from benchmarks.embedded import embedded_model, questions, questions_in
 from benchmarks.result import keep, kept
-from km_registry.adapter_files import COMPOSITION, CONFIG, PREFIX, WEIGHTS
+from km_registry.adapter_files import WEIGHTS
 from km_registry.artifacts import MANIFEST
-from km_registry.base_model import resolve
 from km_registry.compose import compose
 from server.ke_keeper import SHIPPED
 
 _SEED = 0
-_RANK = 16
 _RANDOM_KMS = 8
 
 
 def main() -> int:
     """Measure, print and keep the figures."""
     options = _options()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "km-server" / "test-models"
-    cache.mkdir(parents=True, exist_ok=True)
-    model = resolve("embedded", cache).path
+    model = embedded_model().path
     with tempfile.TemporaryDirectory(prefix="km-compose-") as folder:
         root = Path(folder)
-        ke = options.ke or _shipped() or _random(root / "ke", model, seed=1)
-        kms = options.km or [_random(root / f"km-{i}", model, seed=2 + i) for i in range(_RANDOM_KMS)]
+        ke = options.ke or _shipped() or random_adapter(root / "ke", model, seed=1)
+        kms = options.km or [random_adapter(root / f"km-{i}", model, seed=2 + i) for i in range(_RANDOM_KMS)]
         composites = [root / f"composite-{i}" for i in range(len(kms))]
         for km, target in zip(kms, composites, strict=True):
             compose(ke, target, km=km)
-        questions = _questions(options.questions)[: options.count]
+        asked = _questions(options.questions)[: options.count]
         figures = {
             "ke": ke.name if ke.parent != root else "random",
             "kms": "given" if options.km else "random",
@@ -65,10 +58,10 @@ def main() -> int:
         }
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "composing": lambda: _composing(root, kms[0], ke, repeats=3 if options.smoke else 20),
-            "exactness": lambda: compose_exactness.logits(model, kms, ke, composites, questions[:16]),
+            "exactness": lambda: compose_exactness.logits(model, kms, ke, composites, asked[:16]),
             "serving": lambda: asyncio.run(
                 compose_serving.measure(
-                    model, kms, composites, questions, rounds=options.rounds, tokens=options.tokens
+                    model, kms, composites, asked, rounds=options.rounds, tokens=options.tokens
                 )
             ),
         }
@@ -128,49 +121,8 @@ def _shipped() -> Path | None:
 
 
 def _questions(given: Path | None) -> list[str]:
-    """The questions of a file, or those of the sample and of the tuning document, over and over."""
-    here = Path(__file__).parent / "data" / "tuning.jsonl"
-    sources = [given] if given else [Path(str(files("server") / "samples" / "demo.jsonl")), here]
-    lines = [line for path in sources for line in path.read_text().splitlines() if line.strip()]
-    questions = [json.loads(line)["question"] for line in lines]
-    return questions if given else questions * 10
-
-
-def _random(directory: Path, model: Path, *, seed: int) -> Path:
-    """An adapter of random weights in float16 for every linear layer, with a KE's scalars."""
-    config = AutoConfig.from_pretrained(model)
-    hidden, inner = config.hidden_size, config.intermediate_size
-    kv = config.num_key_value_heads * config.head_dim
-    shapes = {
-        **{f"self_attn.{name}": (hidden, hidden) for name in ("q_proj", "o_proj")},
-        **{f"self_attn.{name}": (kv, hidden) for name in ("k_proj", "v_proj")},
-        **{f"mlp.{name}": (inner, hidden) for name in ("gate_proj", "up_proj")},
-        "mlp.down_proj": (hidden, inner),
-    }
-    draw = np.random.default_rng(seed)
-    tensors, scalars = {}, {}
-    for number in range(config.num_hidden_layers):
-        for module, (out, into) in shapes.items():
-            layer = f"model.layers.{number}.{module}"
-            a = draw.normal(size=(_RANK, into)) / into**0.5
-            b = draw.normal(size=(out, _RANK)) * 0.05
-            tensors[f"{PREFIX}{layer}.lora_A.weight"] = a.astype(np.float16)
-            tensors[f"{PREFIX}{layer}.lora_B.weight"] = b.astype(np.float16)
-            for name in ("w_M", "w_E"):
-                scalars[f"{layer}.{name}"] = draw.uniform(0.4, 1.0, size=1).astype(np.float32)
-    directory.mkdir()
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    save_file(scalars, directory / COMPOSITION)
-    described = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "base",
-        "r": _RANK,
-        "lora_alpha": _RANK,
-        "target_modules": sorted({module.split(".")[1] for module in shapes}),
-    }
-    (directory / CONFIG).write_text(json.dumps(described))
-    return directory
+    """The questions of a file, or those that come with the code, over and over."""
+    return questions_in(given) if given else questions() * 10
 
 
 if __name__ == "__main__":
