@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from httpx import AsyncClient
+from httpx import AsyncClient, Response
 
 from tests.inprocess import Place, place
 from tests.unit.server.conftest import client_of
@@ -38,3 +38,9 @@ class Site:
         """End it."""
         self.run(self._stack.aclose())
         self._runner.close()
+
+
+def unvarying(response: Response) -> dict[str, str]:
+    """The headers, without those that are another in every answer."""
+    varying = ("date", "x-request-id")
+    return {name: value for name, value in response.headers.items() if name not in varying}
