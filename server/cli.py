@@ -24,6 +24,7 @@ COMMANDS = (
     Listed("train", "server.cli_training:train", "Train a document again.", _DOCUMENTS),
     Listed("export", "server.cli_transfer:export", "Write a document's KM into a directory.", _DOCUMENTS),
     Listed("import", "server.cli_transfer:import_km", "Take in a KM from another server.", _DOCUMENTS),
+    Listed("cancel", "server.cli_training:cancel", "End a document's training.", _DOCUMENTS),
     Listed("rm", "server.cli_documents:remove", "Delete a document; prints the receipt.", _DOCUMENTS),
     Listed("share", "server.cli_sharing:share", "Share a document, or list with whom it is.", _ACCESS),
     Listed("unshare", "server.cli_sharing:unshare", "Share a document no longer.", _ACCESS),

@@ -68,6 +68,19 @@ def train(
         typer.echo(f"{document}  version {started['job']['version']}  {started['job']['state']}")
 
 
+def cancel(document: DocumentId, as_json: Json = False) -> None:
+    """End a document's training.
+
+    The KM that there is answers on; `km train` begins again.
+    """
+    with connected() as client:
+        ended = client.cancel(document)
+    if as_json:
+        print_json(ended)
+    else:
+        typer.echo(f"{document}  version {ended['job']['version']}  {ended['job']['state']}")
+
+
 def watch(document: DocumentId, as_json: Json = False) -> None:
     """Follow a document's training.
 

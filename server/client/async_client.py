@@ -103,6 +103,10 @@ class AsyncKM(AsyncAccessCalls):
         """Train a document again, with this recipe or after a failure."""
         return await self._do(calls.post(f"/documents/{document_id}/train", recipe=recipe))
 
+    async def cancel(self, document_id: str) -> JobStarted:
+        """End the document's training; the KM that there is answers on."""
+        return await self._do(calls.post(f"/documents/{document_id}/cancel"))
+
     async def prioritise(self, document_id: str, priority: str) -> JobStarted:
         """Order a waiting training among your own: low, normal, high."""
         path = f"/documents/{document_id}/priority"

@@ -440,6 +440,7 @@ def test_ask_compares_the_modes(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -
         (("show", "doc_1"), "GET", "/documents/doc_1", {"document": DOCUMENT}),
         (("ask", "doc_1", "When?"), "POST", "/answer", {"answer": "At six."}),
         (("train", "doc_1"), "POST", "/documents/doc_1/train", {"job": {"state": "queued"}}),
+        (("cancel", "doc_1"), "POST", "/documents/doc_1/cancel", {"job": {"state": "cancelled"}}),
         (("rm", "doc_1"), "DELETE", "/documents/doc_1", {"document_id": "doc_1"}),
         (("ke", "ls"), "GET", "/kes", {"kes": []}),
     ],

@@ -200,6 +200,8 @@ async def test_the_main_job(url: str, ada: Someone, registry: Registry, tmp_path
 async def test_the_main_job_with_asyncio(url: str, ada: Someone, bob: Someone, registry: Registry) -> None:
     async with AsyncKM(url, ada.key) as km:
         document_id = (await km.add("Harbour", TEXT))["document"]["id"]
+        assert (await km.cancel(document_id))["job"]["state"] == "cancelled"
+        await km.train(document_id)
         train(registry, document_id, ada.principal)
         assert (await km.wait(document_id))["job"]["state"] == "succeeded"
         stream = km.ask_stream(document_id, "When?", mode="km")
