@@ -1,13 +1,14 @@
-"""Serving as a benchmark: what KMs cost in time and memory, alone and over HTTP, and against long prompts.
+"""Serving as a benchmark: many KMs on one engine, against none, against vLLM's own operator, and over HTTP.
 
     make bench-serve
-    python -m benchmarks.serve --part http
+    python -m benchmarks.serve --part throughput --part http
     python -m benchmarks.serve --part mixed --seconds 300
 
-KMs are random weights of rank 16, of a size that changes answers. What is compared takes turns in one run.
-Parts: latency (first token from disk and from the slot; memory of resident KMs, its growth), icl (answers
-from a KM against the document in the prompt), http (gateway against engine, publishing, deleting), and mixed,
-which is not among the default ones. Ends with one JSON line and keeps it, by parts, in
+KMs are random weights of rank 16, of a size that changes answers. Ratios are taken in one run, what is
+compared taking turns. Parts: throughput (LoRA against none and against the stock operator; 64 KMs by Zipf's
+law on 8 slots), latency (first token from disk and from the slot; memory of resident KMs, its growth), http
+(gateway against engine, publishing, deleting), icl (answers from a KM against the document in the prompt),
+and mixed, which is not among the default ones. Ends with one JSON line and keeps it, by parts, in
 benchmarks/results/serve.json; `--smoke` does a little of each and keeps nothing.
 """
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,11 @@ from typing import Any
 import psutil
 from transformers import AutoTokenizer
 
-from benchmarks import serve_http, serve_icl, serve_latency, serve_mixed
+from benchmarks import serve_http, serve_icl, serve_latency, serve_mixed, serve_throughput
 from benchmarks.adapters import random_km
 from benchmarks.embedded import embedded_model, questions
 from benchmarks.result import keep, kept
-from benchmarks.serve_engines import Prompt, ours
+from benchmarks.serve_engines import PLACES, Prompt, ours, raw
 from benchmarks.serve_server import served
 from km_registry.base_model import BaseModel
 from km_registry.prompts import answer_messages, encode
@@ -41,7 +43,7 @@ from server.engine.vllm_engine import VllmEngine
 from server.tokenizer import Tokenizer
 
 _SEED = 0
-_DEFAULT = ("latency", "icl", "http")
+_DEFAULT = ("throughput", "latency", "http", "icl")
 _PARTS = (*_DEFAULT, "mixed")
 
 
@@ -64,19 +66,38 @@ def main() -> int:
 async def _measured(
     options: argparse.Namespace, model: BaseModel, kms: Sequence[Path], root: Path
 ) -> dict[str, Any]:
-    """All parts, on one engine."""
+    """All parts, on one engine of ours; those that it is compared with are there only for that."""
     parts = options.part or _DEFAULT
     figures: dict[str, Any] = {}
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     asked = questions()
     prompts = [tuple(encode(tokenizer, answer_messages(question))) for question in asked]
-    async with ours(model, root / "data" / "composites") as engine:
+    async with AsyncExitStack() as others, AsyncExitStack() as stack:
+        if "throughput" in parts:
+            # Before ours, which changes what later engines of this process are made of.
+            without = await others.enter_async_context(raw(model, lora=False))
+            stock = await others.enter_async_context(raw(model, lora=True))
+        engine = await stack.enter_async_context(ours(model, root / "data" / "composites"))
         if "latency" in parts:
             figures |= _told(
                 await serve_latency.measure(
                     engine, kms[:40], prompts, repeats=options.repeats, cycles=options.cycles
                 )
             )
+        if "throughput" in parts:
+            figures |= _told(
+                await serve_throughput.measure(
+                    without,
+                    stock,
+                    engine,
+                    kms,
+                    prompts,
+                    rounds=options.rounds,
+                    tokens=options.tokens,
+                    zipf=options.zipf,
+                )
+            )
+            await others.aclose()
         if "icl" in parts:
             figures |= _told(
                 await serve_icl.measure(
@@ -131,9 +152,10 @@ def _rss(processes: Sequence[psutil.Process]) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.serve")
     parser.add_argument("--part", choices=_PARTS, action="append", help="only this; may be given often")
-    parser.add_argument("--kms", type=int, default=40, help="distinct KMs")
+    parser.add_argument("--kms", type=int, default=PLACES, help="distinct KMs")
     parser.add_argument("--rounds", type=int, default=4, help="times that each kind is served in turn")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of every answer")
+    parser.add_argument("--zipf", type=int, default=160, help="requests by Zipf's law")
     parser.add_argument("--repeats", type=int, default=15, help="times that a latency is measured")
     parser.add_argument("--cycles", type=int, default=1000, help="loads and evictions")
     parser.add_argument("--document", type=int, default=5000, help="tokens of the document in the prompt")
@@ -142,7 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="a little of everything; nothing is kept")
     options = parser.parse_args()
     if options.smoke:
-        little = {"kms": 12, "rounds": 1, "tokens": 8, "repeats": 2, "cycles": 20}
+        little = {"kms": 12, "rounds": 1, "tokens": 8, "zipf": 24, "repeats": 2, "cycles": 20}
         vars(options).update(little | {"document": 300, "answers": 1, "seconds": 8.0})
     return options
 

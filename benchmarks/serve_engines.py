@@ -1,21 +1,25 @@
-"""The engine that is measured, its KMs, and questions asked of it in waves."""
+"""Engines to compare: ours, vLLM without LoRA, and vLLM with LoRA by its stock operator."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from km_registry.base_model import BaseModel
+from server.engine import cpu_lora
 from server.engine.adapter_files import verifier
-from server.engine.base import Adapter, Generation, GenerationRequest
+from server.engine.base import Adapter, Generation, GenerationRequest, joined
 from server.engine.vllm_engine import EngineConfig, VllmEngine
+from server.engine.vllm_requests import delta_of, lora_request, sampling
+from server.engine.vllm_settings import cpu_environment, engine_args, environment
 
 SLOTS = 8
 PLACES = 64
@@ -29,6 +33,51 @@ class Generates(Protocol):
     async def generate(self, request: GenerationRequest) -> Generation:
         """Run one request to its end."""
         ...
+
+
+class RawEngine:
+    """vLLM's own, without any of ours: without LoRA at all, or with the stock operator."""
+
+    def __init__(self, config: EngineConfig, *, lora: bool) -> None:
+        self._config = config
+        self._lora = lora
+        self._llm: Any = None
+        self._ids = itertools.count()
+
+    async def start(self) -> None:
+        """Load it, and make sure that it is what it is called."""
+        await asyncio.to_thread(self._build)
+        if self._lora:
+            assert await self._llm.collective_rpc("km_lora_operators") == [[cpu_lora.STOCK_WRAPPER]]
+
+    def _build(self) -> None:
+        with environment(model=self._config.model, log_level=self._config.log_level):
+            os.environ["VLLM_PLUGINS"] = "none"
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            args = engine_args(self._config, on_cpu=True)
+            if not self._lora:
+                args = replace(args, enable_lora=False, lora_target_modules=None)
+            with cpu_environment(self._config.cpu_cores):
+                self._llm = AsyncLLM.from_engine_args(args)
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """Run one request to its end."""
+        from vllm.inputs.engine import tokens_input
+
+        outputs = self._llm.generate(
+            tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt),
+            sampling(request, streaming=False),
+            f"raw-{next(self._ids)}",
+            lora_request=lora_request(request.adapter),
+        )
+        async with aclosing(outputs):
+            return joined(request, [delta_of(request, output) async for output in outputs])
+
+    def close(self) -> None:
+        """Stop it."""
+        if self._llm is not None:
+            self._llm.shutdown(timeout=0.1)
 
 
 @dataclass(slots=True)
@@ -102,6 +151,17 @@ async def ours(model: BaseModel, composites: Path) -> AsyncIterator[VllmEngine]:
         yield engine
     finally:
         await engine.close()
+
+
+@asynccontextmanager
+async def raw(model: BaseModel, *, lora: bool) -> AsyncIterator[RawEngine]:
+    """vLLM as it comes."""
+    engine = RawEngine(config(model.path), lora=lora)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        engine.close()
 
 
 def median(values: Sequence[float]) -> float:
