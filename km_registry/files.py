@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,12 +29,18 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 def purge_dir(path: Path) -> int:
     """Remove the directory and all in it, if it is there; the number of bytes that its files held."""
-    if not path.exists():
-        return 0
-    removed = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
-    shutil.rmtree(path)
-    fsync(path.parent)
+    removed = 0
+    while path.exists():
+        # Somebody else may be removing it too: then files that were listed are gone already.
+        with suppress(FileNotFoundError):
+            removed = max(removed, _held(path))
+            shutil.rmtree(path)
+            fsync(path.parent)
     return removed
+
+
+def _held(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
 
 
 def purge_file(path: Path) -> int:

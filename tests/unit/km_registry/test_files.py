@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,20 @@ def test_purging_a_file_counts_its_bytes_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"123")
     assert (purge_file(path), purge_file(path)) == (3, 0)
+
+
+def test_two_may_purge_the_same_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "doomed"
+    directory.mkdir()
+    for name in ("one", "two"):
+        (directory / name).write_text(name)
+    real = shutil.rmtree
+
+    def beaten(path: Path) -> None:
+        monkeypatch.setattr(shutil, "rmtree", real)
+        (directory / "one").unlink()
+        raise FileNotFoundError(directory / "one")
+
+    monkeypatch.setattr(shutil, "rmtree", beaten)
+    assert purge_dir(directory) == 6
+    assert not directory.exists()
