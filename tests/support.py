@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,16 @@ def complete_ke(
     layers: Sequence[str],
     *,
     rank: int,
-    weights: tuple[float, float] = (0.75, 0.5),
+    weights: tuple[float, float] | Mapping[str, tuple[float, float]] = (0.75, 0.5),
     **fields: Any,
 ) -> Path:
-    """Make the adapter of these layers in the directory a KE."""
+    """Make the adapter of these layers in the directory a KE; `weights` are every layer's, or by layer."""
     scalars = {
         f"{layer}.{name}": np.array([value], dtype=np.float32)
         for layer in layers
-        for name, value in zip(("w_M", "w_E"), weights, strict=True)
+        for name, value in zip(
+            ("w_M", "w_E"), weights[layer] if isinstance(weights, Mapping) else weights, strict=True
+        )
     }
     (directory / "composition.safetensors").write_bytes(save(scalars))
     (directory / "README.md").write_text("A KE made by a test.\n")

@@ -14,10 +14,11 @@ import pytest
 import pytest_asyncio
 import torch
 from peft import PeftModel
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from km_registry.adapter_files import COMPOSITION, WEIGHTS
+from km_registry.adapter_files import WEIGHTS
+from km_registry.artifacts import write_manifest
 from km_registry.composites import forget_kms
 from km_registry.types import KE, KM
 from server.composites import Composites
@@ -25,6 +26,8 @@ from server.engine.base import Adapter, GenerationRequest
 from server.engine.vllm_engine import VllmEngine
 from server.kms import adapter_of
 from server.metrics import Metrics
+from tests.adapters import RANK
+from tests.support import BASE_FINGERPRINT, complete_ke
 
 PROMPTS = (
     "The capital of the island is",
@@ -39,8 +42,10 @@ _salts = (f"composite-{i}" for i in itertools.count())
 
 @pytest.fixture(scope="module")
 def km(make_adapter: Callable[..., Adapter]) -> KM:
-    adapter = make_adapter(501, seed=11)
-    return KM("km_501", 501, "doc_1", "job_1", 1, "a" * 64, str(adapter.path), "f" * 64, NOW)
+    path = make_adapter(501, seed=11).path
+    described = {"document_id": "doc_1", "document_sha256": "d" * 64, "rank": RANK}
+    write_manifest(path, described | {"base_fingerprint": BASE_FINGERPRINT})
+    return KM("km_501", 501, "doc_1", "job_1", 1, "a" * 64, str(path), BASE_FINGERPRINT, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +54,22 @@ def ke(make_adapter: Callable[..., Adapter]) -> KE:
     path = make_adapter(502, seed=12).path
     draw = np.random.default_rng(13)
     layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in load_file(path / WEIGHTS)}
-    scalars = {
-        f"{layer}.{name}": draw.uniform(0.3, 0.9, size=1).astype(np.float32)
-        for layer in sorted(layers)
-        for name in ("w_M", "w_E")
-    }
-    save_file(scalars, path / COMPOSITION)
-    return KE("ke_1", "answers", 1, "e" * 64, str(path), "test", "f" * 64, 16, "chat-v1", "km+ke", False, NOW)
+    scalars = {layer: (draw.uniform(0.3, 0.9), draw.uniform(0.3, 0.9)) for layer in sorted(layers)}
+    complete_ke(path, list(scalars), rank=RANK, weights=scalars)
+    return KE(
+        "ke_1",
+        "answers",
+        1,
+        "e" * 64,
+        str(path),
+        "test",
+        BASE_FINGERPRINT,
+        RANK,
+        "chat-v1",
+        "km+ke",
+        False,
+        NOW,
+    )
 
 
 @pytest_asyncio.fixture(scope="module")
