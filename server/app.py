@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 from server import middleware, problems
 from server.routes import (
@@ -99,8 +101,16 @@ def _app_with_routes() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.router.routes.extend(_routes())
+    return app
+
+
+@cache
+def _routes() -> Sequence[BaseRoute]:
+    # Once for all applications of a process: FastAPI takes half a second to look at every parameter.
+    router = APIRouter()
     asking = (answer, openai, openai_files, openai_jobs, mcp)
     api = (documents, kms, removals, grants, recipes, *asking, kes, users, groups, keys, audit, health)
     for routes in api:
-        app.include_router(routes.router)
-    return app
+        router.include_router(routes.router)
+    return tuple(router.routes)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from collections.abc import Sequence
+from functools import cache
+
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 from server.state import AppState
 from server.web import asking, document, keys, listing, people, sharing, signing_in
@@ -14,5 +18,13 @@ def install(app: FastAPI, state: AppState) -> None:
     """Add the page's routes. FileNotFoundError names an asset that the installation lacks."""
     secret = session_secret(state.settings.data_dir, state.settings.session_key)
     app.state.web = Web(Sessions(secret))
+    app.router.routes.extend(_routes())
+
+
+@cache
+def _routes() -> Sequence[BaseRoute]:
+    # Once for all applications of a process, as those of the API.
+    router = APIRouter()
     for routes in (signing_in, listing, document, asking, sharing, keys, people):
-        app.include_router(routes.router)
+        router.include_router(routes.router)
+    return tuple(router.routes)

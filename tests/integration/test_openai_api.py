@@ -61,6 +61,9 @@ async def state(
     )
     yield made
     await made.retriever.close()
+    # The engine is shared, and each test's registry numbers its KMs anew.
+    for one in registry.kms_after(0):
+        await engine.evict(adapter_of(one))
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ async def test_a_client_that_leaves_ends_the_generation(
         model=km.id, messages=MESSAGES, max_tokens=900, stream=True, extra_body={"stop": None}
     )
     await anext(stream)
-    assert (await engine.status()).pinned == 1
+    assert (await engine.status()).adapters.pinned == 1
     await stream.close()
     # Waits for requests in flight; 900 tokens would take far longer.
     assert (await asyncio.wait_for(engine.evict(adapter_of(km)), 30)).resident

@@ -54,7 +54,8 @@ def test_nothing_is_done_twice(trainings: Trainings, monkeypatch: pytest.MonkeyP
     events = [event.data for event in trainings.told(job) if event.kind == "progress"]
     second = events[[data["stage"] for data in events].index("synthesis", 1) :]
     steps = [data["step"] for data in second if data["stage"] == "training" and data["step"]]
-    assert steps == [6]
+    # Twice: as a step, and with what the look at the held-out samples found.
+    assert set(steps) == {6}
 
 
 def test_the_third_crash_is_the_last(trainings: Trainings) -> None:
