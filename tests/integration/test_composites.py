@@ -156,7 +156,9 @@ async def test_purged_it_leaves_no_trace(
     base = (await engine.generate(request(tokenizer, PROMPTS[0]))).token_ids
     async with composites.using(ke, km) as adapter:
         composed = (await engine.generate(request(tokenizer, PROMPTS[0], adapter))).token_ids
-    assert [one.name for one in await composites.evict_kms([km])] == [adapter.name]
+    evicted = {one.name for one in await composites.evict_kms([km])}
+    # The KM itself is in the engine where another test has asked it.
+    assert evicted - {adapter_of(km).name} == {adapter.name}
     assert not (await engine.evict(adapter)).resident
     forget_kms(adapter.path.parents[1], {km.id})
     assert (await engine.generate(request(tokenizer, PROMPTS[0]))).token_ids == base
