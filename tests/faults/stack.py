@@ -81,6 +81,9 @@ class Stack:
             return None
         with suppress(psutil.NoSuchProcess):
             process.kill()
+            if name == "gateway":
+                # Until it is gone it may look alive to `recover`.
+                self.server.process.wait(STOP_S)
             return name
         return None
 
