@@ -29,23 +29,23 @@ class Load:
         self._draw = random.Random(seed)
         self._documents: list[str] = []
         self._deleted: set[str] = set()
-        self._over = asyncio.Event()
+        self._enough = asyncio.Event()
         #: Answers by status, and what no server should do.
         self.statuses: Counter[int] = Counter()
         self.wrong: list[str] = []
         self.published = self.deleted = 0
 
-    async def run(self, seconds: float) -> None:
-        """Go on for so long, and let everything end that was begun."""
+    async def run(self, enough: Callable[[], bool]) -> None:
+        """Go on until `enough`, which is asked after every document, and let everything end that was begun."""
         self._documents = [await self._served.published() for _ in range(4)]
         tasks = [asyncio.create_task(self._ask()) for _ in range(_ASKERS)]
-        tasks.append(asyncio.create_task(self._publish()))
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        self._over.set()
+        tasks.append(asyncio.create_task(self._publish(enough)))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        self._enough.set()
         await asyncio.gather(*tasks)
 
     async def _ask(self) -> None:
-        while not self._over.is_set():
+        while not self._enough.is_set():
             document_id = self._draw.choice(self._documents)
             began_deleted = document_id in self._deleted
             kind = self._draw.choice((self._answer, self._streamed, self._cut_short, self._base))
@@ -83,15 +83,17 @@ class Load:
                     break
             return response.status_code
 
-    async def _publish(self) -> None:
-        while not self._over.is_set():
+    async def _publish(self, enough: Callable[[], bool]) -> None:
+        while not self._enough.is_set():
             document_id = await self._served.published()
             self._documents.append(document_id)
             self.published += 1
             if len(self._documents) > _KEPT or self._draw.random() < 0.3:
                 await self._delete(self._draw.choice(self._documents[:-1]))
+            if enough():
+                self._enough.set()
             try:
-                await asyncio.wait_for(self._over.wait(), self._every_s)
+                await asyncio.wait_for(self._enough.wait(), self._every_s)
             except TimeoutError:
                 continue
 
@@ -107,7 +109,7 @@ class Load:
 async def measure(
     served: Served, *, seconds: float, every_s: float, rss: Callable[[], int], samples: int = 50
 ) -> dict[str, Any]:
-    """The load, and how memory (`rss`, bytes) grew: the end's over the second fifth's, when all is warm."""
+    """The load, and how memory (`rss`, bytes) grew."""
     load, seen = Load(served, every_s=every_s), []
     began = time.perf_counter()
 
@@ -117,9 +119,8 @@ async def measure(
             await asyncio.sleep(seconds / samples)
 
     watching = asyncio.create_task(watch())
-    await load.run(seconds)
+    await load.run(lambda: time.perf_counter() - began >= seconds)
     watching.cancel()
-    fifth = len(seen) // 5
     adapters = (await served.state.engine.status()).adapters
     return {
         "mixed_seconds": round(time.perf_counter() - began, 1),
@@ -130,5 +131,11 @@ async def measure(
         "mixed_wrong": load.wrong[:10],
         "mixed_loads": adapters.loads,
         "mixed_swaps": adapters.swaps,
-        "mixed_growth_percent": round(100 * (median(seen[-fifth:]) / median(seen[fifth : 2 * fifth]) - 1), 2),
+        "mixed_growth_percent": growth_percent(seen),
     }
+
+
+def growth_percent(seen: list[int]) -> float:
+    """How much larger the last fifth of the readings is than the second, when all was warm (medians)."""
+    fifth = max(1, len(seen) // 5)
+    return round(100 * (median(seen[-fifth:]) / median(seen[fifth : 2 * fifth]) - 1), 2)

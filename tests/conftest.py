@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from km_registry.config import RegistrySettings
@@ -21,6 +22,16 @@ from tests.postgres import PostgresServer, running
 
 #: No settings file of whoever runs the tests: neither here nor in the processes that tests start.
 os.environ["KM_CONFIG"] = os.devnull
+
+# The same examples on every machine, however slow it is.
+settings.register_profile(
+    "same everywhere",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same everywhere")
 
 
 @pytest.fixture(scope="session")

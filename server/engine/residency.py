@@ -90,8 +90,10 @@ class Residency:
             return self._granted()
         turn = self._turns[move.adapter]
         turn.moving = False
+        # Before anybody joins: those who do are among the admitted of their own.
+        came_with_it = tuple(sorted(turn.tickets))
         rest = self._granted()
-        return Decision(rest.moves, tuple(sorted(turn.tickets)) + rest.admitted)
+        return Decision(rest.moves, came_with_it + rest.admitted)
 
     def failed(self, move: Move) -> tuple[tuple[int, ...], Decision]:
         """The move could not be made: its adapter is on disk only. The requests that have come for it are

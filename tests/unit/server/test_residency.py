@@ -205,6 +205,16 @@ def test_retiring_gives_up_who_waits_and_nobody_else(residency: Residency) -> No
     residency.check()
 
 
+def test_who_joins_a_turn_when_its_move_ends_is_let_in_once() -> None:
+    residency = Residency(slots=1, places=1)
+    first = residency.ask(1, 7)
+    residency.ask(2, 8)
+    # The turn is closed for this one, since somebody waits; then nobody does.
+    assert residency.ask(3, 7) == Decision()
+    assert residency.retire(8) == (2,)
+    assert residency.moved(first.moves[0]) == Decision(admitted=(1, 3))
+
+
 def test_forgetting(residency: Residency) -> None:
     settle(residency, residency.ask(1, 1))
     with pytest.raises(ValueError, match="adapter 1"):
