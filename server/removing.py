@@ -77,7 +77,7 @@ class Removing:
         if removal.kind is RemovalKind.USER:
             await self._delete_documents(removal)
         elif removal.document_id is not None:
-            await self._purge(removal.document_id)
+            await self._purge(removal, removal.document_id)
         receipt = await run_in_threadpool(self._registry.removals.complete, removal.id)
         _log.info("removed", removal=removal.id, kind=str(removal.kind))
         return receipt
@@ -86,10 +86,11 @@ class Removing:
         await run_in_threadpool(self._registry.removals.tombstone_late, removal.id)
         await self._deletions.resume()
 
-    async def _purge(self, document_id: str) -> None:
+    async def _purge(self, removal: Removal, document_id: str) -> None:
         for job in await run_in_threadpool(self._registry.jobs_of, document_id):
             if job.state is JobState.CANCELLED:
                 await run_in_threadpool(self._queue.stop, job.id)
+        await self._replacements.retire(document_id, removal.km_ids)
         # What began before the removal was asked for knows nothing of it; what begins after does.
         await self._replacements.idle(document_id)
         self._replacements.begin(document_id)

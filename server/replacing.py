@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError
@@ -51,6 +53,12 @@ class Replacements:
         for document_id in await run_in_threadpool(self._registry.pending_replacements):
             self.begin(document_id)
         await self.settled()
+
+    async def retire(self, document_id: str, km_ids: Collection[str]) -> None:
+        """Have the engine send away who still waits for a slot for one of these superseded KMs."""
+        gone = await run_in_threadpool(self._registry.superseded, document_id)
+        if gone is not None:
+            await self._composites.retire_kms(km for km in gone.kms if km.id in km_ids)
 
     async def idle(self, document_id: str) -> None:
         """Wait for the document's replacement that is going on, if one is."""

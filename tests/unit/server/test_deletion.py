@@ -92,8 +92,9 @@ async def test_answers_in_flight_are_finished_first(
     assert not is_there(km)
 
 
+@pytest.mark.parametrize("what", ["", "/km"])
 async def test_who_waits_for_a_slot_is_told_at_once(
-    ada: Someone, registry: Registry, engine: ScriptedEngine
+    ada: Someone, registry: Registry, engine: ScriptedEngine, what: str
 ) -> None:
     documents = [await ada.upload(f"document {number}") for number in range(5)]
     for document_id in documents:
@@ -104,7 +105,7 @@ async def test_who_waits_for_a_slot_is_told_at_once(
     # There are four slots.
     waiting = [asyncio.create_task(ada.ask(documents[4], stream=stream)) for stream in (False, True)]
     await asyncio.wait_for(engine.until_asked(6), 10)
-    response = await asyncio.wait_for(ada.http.delete(f"/documents/{documents[4]}"), 10)
+    response = await asyncio.wait_for(ada.http.delete(f"/documents/{documents[4]}{what}"), 10)
     assert response.status_code == 200
     for task in waiting:
         error_of(await asyncio.wait_for(task, 10), 404)
