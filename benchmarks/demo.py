@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks.result import keep
 from server.demo import DemoError, run
+from server.sample import SampleError
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         figures = run(Console(stderr=True), {})
-    except DemoError as error:
+    except (DemoError, SampleError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     figures["total_seconds"] = round(time.monotonic() - began, 1)

@@ -102,15 +102,6 @@ class Composites:
             async with self.using(ke, km) as adapter:
                 yield adapter
 
-    async def prepare(self, ke: KE, km: KM) -> bool:
-        """Make the composite unless it is there; whether it had to be made."""
-        path = composites.composite_dir(self._root, ke, km)
-        if path in self._kept:
-            return False
-        await self._made(path, ke, km)
-        self._make_room()
-        return True
-
     async def retire_kms(self, kms: Iterable[KM]) -> None:
         """Have the engine send away who still waits for a slot for one of the KMs or their composites."""
         for km in kms:

@@ -6,8 +6,6 @@ import json
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from server.client import read_events
 from server.demo_scoring import Scorer
 from server.evaluation.metrics import is_right
 from server.own_server import OwnServerError, own_server
+from server.sample import Sample, SampleError, load_sample
 from server.training_display import TrainingDisplay
 
 #: Ways to ask: what is sent with the question.
@@ -41,21 +40,12 @@ class DemoError(Exception):
     """The demo could not be carried through."""
 
 
-@dataclass(slots=True)
-class Sample:
-    """The document and its questions."""
-
-    title: str
-    text: str
-    questions: list[dict[str, Any]]
-
-
 def main(recipe: dict[str, Any] | None = None, document: Path | None = None) -> int:
     """Run the demo and print its table and its JSON line; 0 when everything held."""
     console = Console()
     try:
         figures = run(console, recipe or {}, document)
-    except DemoError as error:
+    except (DemoError, SampleError) as error:
         console.print(f"[red]The demo stopped: {error}[/red]")
         return 1
     console.print(json.dumps(figures), soft_wrap=True, highlight=False, markup=False)
@@ -69,6 +59,7 @@ def run(console: Console, recipe: dict[str, Any], document: Path | None = None) 
 
     Raises:
         DemoError: the server did not start, or the training failed.
+        SampleError: there is no such document.
     """
     sample = load_sample(document)
     with tempfile.TemporaryDirectory(prefix="km-demo-") as directory:
@@ -82,27 +73,6 @@ def run(console: Console, recipe: dict[str, Any], document: Path | None = None) 
         except OwnServerError as error:
             raise DemoError(str(error)) from error
     return figures
-
-
-def load_sample(document: Path | None = None) -> Sample:
-    """The document and its questions; without a path, those that lie in the package.
-
-    Raises:
-        DemoError: a file is missing, or is not what it should be.
-    """
-    folder = files("server") / "samples"
-    text_file = document or folder / "demo.md"
-    questions_file = document.with_suffix(".jsonl") if document else folder / "demo.jsonl"
-    try:
-        heading, _, text = text_file.read_text(encoding="utf-8").partition("\n")
-        lines = questions_file.read_text(encoding="utf-8").splitlines()
-        questions = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DemoError(
-            f"{error}. A document is a .md file whose first line is its title; beside it lies a .jsonl file "
-            'of the same name with lines like {"question": "…", "answers": ["…"]}.'
-        ) from error
-    return Sample(heading.lstrip("# ").strip(), text.strip(), questions)
 
 
 def _story(

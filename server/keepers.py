@@ -13,7 +13,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from km_registry.jobs import JobQueue, reconcile
 from km_registry.registry import Registry
-from server.composing_ahead import ComposingAhead
 from server.deletion import Deletions
 from server.ke_keeper import KEKeeper
 from server.prefetching import Prefetching
@@ -42,8 +41,6 @@ def keepers_of(state: AppState) -> list[Coroutine[Any, Any, None]]:
     ]
     if state.settings.audit_days:
         found.append(keep_audit(state.registry, state.settings.audit_days))
-    if state.settings.compose_ahead:
-        found.append(keep_composed(state.composing_ahead))
     return found
 
 
@@ -104,18 +101,8 @@ async def keep_replaced(replacements: Replacements, *, every_s: float = CHECK_EV
         await asyncio.sleep(every_s)
 
 
-async def keep_composed(ahead: ComposingAhead, *, every_s: float = CHECK_EVERY_S) -> None:
-    """Make composites of new KMs: a worker publishes without telling us."""
-    while True:
-        try:
-            await ahead.compose()
-        except SQLAlchemyError as error:
-            _log.warning("new KMs not looked for; will try again", error=str(error))
-        await asyncio.sleep(every_s)
-
-
 async def keep_prefetched(prefetching: Prefetching, *, every_s: float = CHECK_EVERY_S) -> None:
-    """Have new KMs loaded: a worker publishes without telling us."""
+    """Have new KMs loaded, and joined with the default KE: a worker publishes without telling us."""
     while True:
         try:
             await prefetching.published()

@@ -1,7 +1,8 @@
-"""Adapters are loaded before they are asked: when a KM is published, and when somebody opens a document."""
+"""Adapters are made and loaded before they are asked: when a KM is published, when a document is opened."""
 
 from __future__ import annotations
 
+import structlog
 from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import ArtifactError, ConflictError, NotFoundError
@@ -14,6 +15,8 @@ from server.in_flight import InFlight
 from server.kes import KEs
 from server.kms import KMs
 from server.once import Once
+
+_log = structlog.get_logger(__name__)
 
 #: Documents that are looked after at a time; more are not worth a guess.
 _MOST = 8
@@ -77,6 +80,9 @@ class Prefetching:
                     return False
                 async with self._composites.plugged(km, ke) as adapter:
                     return adapter is not None and await self._engine.prefetch(adapter)
-            except (NotFoundError, ConflictError, ArtifactError, AdapterGoneError, EngineUnavailableError):
+            except (NotFoundError, ConflictError, AdapterGoneError, EngineUnavailableError):
                 # Whoever asks is told, and why.
+                return False
+            except (ArtifactError, OSError) as error:
+                _log.warning("nothing loaded ahead", document_id=document_id, reason=str(error))
                 return False

@@ -21,7 +21,6 @@ from km_registry.types import Event
 from server.answering import Answerer
 from server.chatting import Chatter
 from server.completing import Completer
-from server.composing_ahead import ComposingAhead
 from server.composites import Composites
 from server.config import ServerSettings
 from server.deletion import Deletions
@@ -77,7 +76,6 @@ class AppState:
     kes: KEs = field(init=False)
     composites: Composites = field(init=False)
     ke_keeper: KEKeeper = field(init=False)
-    composing_ahead: ComposingAhead = field(init=False)
     prefetching: Prefetching = field(init=False)
     revocations: Revocations = field(init=False)
     limiter: Limiter = field(init=False)
@@ -132,7 +130,6 @@ class AppState:
                 patience_s=self.settings.retrieval_patience_s,
             ),
         )
-        self.composing_ahead = ComposingAhead(self.registry, self.kes, self.composites, self.in_flight)
         self.prefetching = Prefetching(
             self.registry, kms, self.kes, self.composites, self.engine, self.in_flight, self.settings
         )

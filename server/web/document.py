@@ -21,7 +21,7 @@ from server.state import AppState, State
 from server.web.access import ChangerDep, Visitor, VisitorDep
 from server.web.context import Web, WebDep
 from server.web.page_route import PageRoute
-from server.web.sample import sample
+from server.web.sample import sample, shown_questions
 from server.web.sharing import held
 from server.web.training import Training
 from server.web.wording import COMPARED, MODES
@@ -44,7 +44,7 @@ async def page(document_id: str, by: VisitorDep, state: State, web: WebDep) -> R
         compared=COMPARED,
         auto=Mode.AUTO,
         kes=[ke for ke in kes if state.ke_keeper.fits(ke)],
-        questions=sample().questions if detail.document.sha256 == sample().digest else (),
+        questions=shown_questions() if detail.document.sha256 == sample().digest else (),
         most_chars=state.settings.max_question_chars,
         most_tokens=state.settings.max_answer_tokens,
     )

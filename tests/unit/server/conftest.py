@@ -115,6 +115,7 @@ def settings(tmp_path: Path) -> ServerSettings:
         passage_tokens=8,
         passages_per_answer=2,
         auto_trained="km+rag",
+        compose_ahead=True,
         internal_key=INTERNAL_KEY,
     )
 

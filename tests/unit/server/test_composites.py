@@ -203,9 +203,8 @@ async def test_the_order_outlives_a_restart(root: Path, engine: ScriptedEngine, 
     async with before.using(ke, km) as first, before.using(ke, None) as second:
         os.utime(first.path, (100, 100))
         os.utime(second.path, (200, 200))
-    after = Composites(root, engine, before.bytes - 1, Metrics())
-    await after.prepare(ke, km)
-    async with after.using(ke, None):
+    after = Composites(root, engine, before.bytes, Metrics())
+    async with after.using(replace(ke, id="ke_2"), None):
         pass
     await after.settled()
     assert (first.path.exists(), second.path.exists()) == (False, True)
@@ -245,12 +244,6 @@ async def test_a_kes_composites_leave_the_engine(
     kept = await use(composites, engine, replace(ke, id="ke_2"), km)
     assert {one.name for one in await composites.evict_ke(ke)} == {adapter.name for adapter in gone}
     assert set(engine.resident) == {kept.name}
-
-
-async def test_it_is_prepared_once(composites: Composites, km: KM, ke: KE, root: Path) -> None:
-    assert await composites.prepare(ke, km)
-    assert not await composites.prepare(ke, km)
-    assert len(on_disk(root)) == 1
 
 
 async def test_an_engine_that_is_not_there_keeps_the_files(

@@ -366,18 +366,19 @@ async def test_a_new_kms_composite_is_made_ahead(
 ) -> None:
     before = await ada.upload()
     train(registry, before, ada.principal)
-    assert await state.composing_ahead.compose() == 0
+    assert await state.prefetching.published() == 0
     document_id = await ada.upload("The lighthouse is red.", "Light")
     km = train(registry, document_id, ada.principal)
-    assert await state.composing_ahead.compose() == 1
+    assert await state.prefetching.published() == 1
     assert [path.name for path in registry.kes.composites.iterdir()] == [km.id]
-    assert await state.composing_ahead.compose() == 0
+    assert await state.prefetching.published() == 0
 
 
 async def test_nothing_is_made_ahead_without_a_default(
     ada: Someone, state: AppState, registry: Registry, ke: KE
 ) -> None:
-    assert await state.composing_ahead.compose() == 0
+    assert await state.prefetching.published() == 0
     train(registry, await ada.upload(), ada.principal)
-    assert await state.composing_ahead.compose() == 0
+    # The KM alone is loaded.
+    assert await state.prefetching.published() == 1
     assert list(registry.kes.composites.iterdir()) == []
