@@ -36,7 +36,7 @@ class Load:
         self.published = self.deleted = 0
 
     async def run(self, enough: Callable[[], bool]) -> None:
-        """Go on until `enough`, which is asked after every document, and let everything end that was begun."""
+        """Go on until `enough`, asked after every document, and let everything end that was begun."""
         self._documents = [await self._served.published() for _ in range(4)]
         tasks = [asyncio.create_task(self._ask()) for _ in range(_ASKERS)]
         tasks.append(asyncio.create_task(self._publish(enough)))

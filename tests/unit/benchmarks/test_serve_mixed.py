@@ -1,4 +1,4 @@
-"""The mixed load of `make bench-serve`, scaled down, without a model: nothing fails, nothing is left behind."""
+"""The mixed load of `make bench-serve`, scaled down, without a model: nothing fails, nothing stays behind."""
 
 from __future__ import annotations
 
