@@ -34,6 +34,18 @@ settings.register_profile(
 settings.load_profile("same everywhere")
 
 
+@pytest.fixture(autouse=True)
+def _settings_stay_as_they_are() -> Iterator[None]:
+    """What a test leaves in the environment would be a setting of every process that later tests start."""
+    before = _settings_in_environment()
+    yield
+    assert _settings_in_environment() == before
+
+
+def _settings_in_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("KM_")}
+
+
 @pytest.fixture(scope="session")
 def redis_socket() -> Iterator[Path]:
     """The unix socket of a real Redis that lives as long as the tests."""
@@ -87,9 +99,22 @@ def notifier() -> MemoryNotifier:
     return MemoryNotifier()
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of the newest revision, to be copied: migrating takes longer than most tests."""
+    settings = RegistrySettings(
+        data_dir=tmp_path_factory.mktemp("migrated"), database_url=None, redis_url=None
+    )
+    with Registry.open(settings, MemoryNotifier()):
+        pass
+    return settings.data_dir / "registry.sqlite3"
+
+
 @pytest.fixture
-def registry(settings: RegistrySettings, notifier: MemoryNotifier) -> Iterator[Registry]:
+def registry(settings: RegistrySettings, notifier: MemoryNotifier, migrated: Path) -> Iterator[Registry]:
     """An empty registry on SQLite."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copy(migrated, settings.data_dir)
     with Registry.open(settings, notifier) as opened:
         yield opened
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli_shared import PresetOption, fail, recipe_fields, settings_of
+from server.cli_shared import Json, PresetOption, fail, recipe_fields, settings_of
 
 
 class Layout(StrEnum):
@@ -64,13 +64,14 @@ def evaluate(
     save: Annotated[Path | None, typer.Option(help="Write the figures here too, as JSON.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what has failed.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs have done.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure KMs on your own questions.
 
     Against other ways to know a document: train, ask, score; a table, a report, a plot.
 
     Stopped, it goes on where it was when it is called again; rows may be added later. Without --server it
-    starts a server of its own.
+    starts a server of its own. The last line is the figures as JSON, and with --json the only one.
     """
     settings = settings_of(base_model=base_model)
     fields = recipe_fields(recipe, preset)
@@ -101,6 +102,7 @@ def evaluate(
         fresh=fresh,
         save=save,
         kes=[directory.resolve() for directory in ke or ()],
+        as_json=as_json,
     )
     # Sent by `timeout` and service managers: it ends as orderly as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -62,12 +63,14 @@ class Evaluation:
     fresh: bool = False
     save: Path | None = None
     kes: Sequence[Path] = ()
+    #: Standard output is for a program: it gets the JSON line, and nothing else.
+    as_json: bool = False
 
 
 def main(evaluation: Evaluation) -> int:
     """Carry the evaluation through, or on; prints the table and ends with one JSON line. 0 when every row has
     every document, 1 when something is missing or went wrong, 130 when it was stopped."""
-    console = Console()
+    console = Console(stderr=evaluation.as_json)
     return exit_code(console, lambda: any(one.missing for one in carry_through(evaluation, console).rows))
 
 
@@ -260,7 +263,7 @@ def _report(
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"Report: {kept.directory / 'report.md'}, report.json, quality.png", soft_wrap=True)
     last = {"evaluation": evaluation.name, **report.summary(found), "at": about["at"]}
-    console.print(json.dumps(last), soft_wrap=True, markup=False, highlight=False)
+    sys.stdout.write(json.dumps(last) + "\n")
 
 
 def drawing_options(evaluation: Evaluation) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from km_registry.ke_recipe import KERecipe
-from server.cli_shared import PresetOption, fail, json_fields, recipe_fields, settings_of
+from server.cli_shared import Json, PresetOption, fail, json_fields, recipe_fields, settings_of
 from server.evaluation.command import Layout
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def train_ke(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Train again the KMs that have failed.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs have done.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a Knowledge Extractor.
 
@@ -83,6 +84,7 @@ def train_ke(
         data_dir=settings.data_dir,
         retry=retry,
         fresh=fresh,
+        as_json=as_json,
     )
     # Sent by `timeout` and service managers: it ends as orderly as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

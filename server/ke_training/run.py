@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from km_registry.artifacts import verify_ke
 from km_registry.errors import KMError
 from km_registry.ke_recipe import KERecipe, write_documents
 from km_registry.processes import dying_with_me
@@ -54,10 +55,13 @@ class KERequest:
 
 def main(request: KERequest) -> int:
     """Carry the training through, or on. 0: the KE is there, 1: it is not, 130: it was stopped."""
-    console = Console()
+    console = Console(stderr=request.gathered.as_json)
 
     def work() -> bool:
         carry_through(request, console)
+        if request.gathered.as_json:
+            manifest = verify_ke(request.directory, tensors=False)
+            sys.stdout.write(json.dumps({"directory": str(request.directory), **manifest}) + "\n")
         return False
 
     return exit_code(console, work)

@@ -34,7 +34,7 @@ def test_from_questions_to_a_ke_and_not_twice(tmp_path: Path) -> None:
     command += ["--ke", json.dumps({"steps": 2, "evaluations": 1, "heldout_documents": 1})]
     command += ["--out", str(tmp_path / "out"), "--licence", "CC0-1.0", "--about", "three workshops"]
 
-    first = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    first = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, env=os.environ)
     again = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
 
     assert first.returncode == 0, first.stdout + first.stderr
@@ -45,6 +45,7 @@ def test_from_questions_to_a_ke_and_not_twice(tmp_path: Path) -> None:
         "three workshops",
     )
     assert set(manifest["metrics"]["best"]["nll"]) == {"closed", "passages"}
-    assert "km ke add" in first.stdout
+    assert json.loads(first.stdout) == {"directory": str(tmp_path / "out" / "ke-workshops"), **manifest}
+    assert "km ke add" in first.stderr
     assert again.returncode == 1
     assert "is there already" in again.stdout

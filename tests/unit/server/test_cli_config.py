@@ -18,6 +18,7 @@ def test_what_is_in_force_and_where_it_comes_from(tmp_path: Path, monkeypatch: p
     file = tmp_path / "km.toml"
     file.write_text('base_model = "from/file"\n[trainer]\nniceness = 3\n')
     monkeypatch.delenv("KM_BASE_MODEL", raising=False)
+    monkeypatch.setenv("KM_CONFIG", "")  # which the option sets; put back at the end
     monkeypatch.setenv("KM_MAX_LORAS", "3")
 
     told = json.loads(km("--config", str(file), "config", "--json", "--port", "0").stdout)
