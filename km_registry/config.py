@@ -34,6 +34,15 @@ def _default_data_dir() -> Path:
     return Path(base).expanduser() / "km-server"
 
 
+def _address(url: str, *, like: str, otherwise: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"give an address that begins with http:// or https://, like {like}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"it holds a user name or password; {otherwise}")
+    return url.rstrip("/")
+
+
 class GeneratorEndpoint(BaseModel):
     """A model that writes synthetic text, behind an OpenAI-compatible endpoint. Only the operator names one:
     an upload that could name a URL would have the server call whatever its sender likes."""
@@ -51,12 +60,8 @@ class GeneratorEndpoint(BaseModel):
     @field_validator("url")
     @classmethod
     def _plain_http(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give an address that begins with http:// or https://, like http://host:8000/v1")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("it holds a user name or password; give a secret as `key`, which is never shown")
-        return url.rstrip("/")
+        otherwise = "give a secret as `key`, which is never shown"
+        return _address(url, like="http://host:8000/v1", otherwise=otherwise)
 
 
 class RegistrySettings(BaseSettings):
@@ -118,6 +123,11 @@ class RegistrySettings(BaseSettings):
     retry_seconds: float = Field(
         30.0, ge=0, description="wait before the first of these tries, in seconds; it doubles each time"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="OpenTelemetry collector that takes OTLP over HTTP, like http://collector:4318; without "
+        "one nothing is traced",
+    )
     generators: Annotated[dict[GeneratorName, GeneratorEndpoint], NoDecode] = Field(
         default_factory=dict,
         description="models beside the base model that a recipe may have write its synthetic text, as JSON: "
@@ -146,6 +156,13 @@ class RegistrySettings(BaseSettings):
         except ValueError:
             # Not the reason: it could quote a key.
             raise ValueError("it is not valid JSON; quote it as one shell word") from None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, url: str | None) -> str | None:
+        if not url:
+            return None
+        return _address(url, like="http://collector:4318", otherwise="give it by OTEL_EXPORTER_OTLP_HEADERS")
 
     @property
     def effective_database_url(self) -> str:

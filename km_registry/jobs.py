@@ -1,4 +1,5 @@
-"""The queue that has workers execute jobs. The job row is the truth; only its id goes through the queue."""
+"""The queue that has workers execute jobs. The job row is the truth; only its id goes through the queue, and
+which trace the request that queued it belongs to."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from km_registry.tracing import traceparent
 from km_registry.types import Job, Run
 
 QUEUE_NAME = "km-train"
 #: Named by a string: the registry does not import the worker.
 WORKER_FUNCTION = "trainer_worker.worker.run_job"
+_TRACE = "traceparent"
 _FAILURE_SECONDS = 24 * 3600
 #: Longest wait for a child that was told to end; RQ kills it at once.
 _STOP_SECONDS = 5.0
@@ -151,6 +154,18 @@ class RqJobQueue:
         """See JobQueue."""
         return [_job_id(rq_id) for rq_id in self._queue.get_job_ids()]
 
+    def traceparent_of(self, job: Job) -> str | None:
+        """What continues the trace of the request that had the claimed job's attempt queued; None when it is
+        not known."""
+        try:
+            entry = RqJob.fetch(
+                f"{job.id}-{job.attempt - 1}", connection=self._redis, serializer=JSONSerializer
+            )
+        except NoSuchJobError:
+            return None
+        found = entry.meta.get(_TRACE)
+        return found if isinstance(found, str) else None
+
     def _make_let_go(self, runs: Runs, job_id: str) -> None:
         run = runs.run_of(job_id)
         if run is None:
@@ -178,6 +193,7 @@ class RqJobQueue:
             time.sleep(_POLL_SECONDS)
 
     def _enqueue(self, job_id: str, rq_id: str) -> None:
+        trace = traceparent()
         self._queue.enqueue_call(
             self._function,
             args=(job_id,),
@@ -186,6 +202,7 @@ class RqJobQueue:
             result_ttl=0,
             failure_ttl=_FAILURE_SECONDS,
             unique=True,
+            meta={_TRACE: trace} if trace else None,
         )
 
     def _remove_if_over(self, rq_id: str) -> bool:

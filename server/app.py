@@ -81,7 +81,7 @@ def create_app(state: AppState) -> FastAPI:
         max_import_bytes=state.settings.max_import_bytes,
     )
     app.add_middleware(middleware.BodyLimit, limit=limit)
-    app.add_middleware(middleware.RequestLog, metrics=state.metrics)
+    app.add_middleware(middleware.RequestLog, metrics=state.metrics, tracing=state.tracing)
     return app
 
 

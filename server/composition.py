@@ -22,6 +22,7 @@ from km_registry.events import RedisNotifier
 from km_registry.jobs import JobQueue, RqJobQueue
 from km_registry.registry import Registry
 from km_registry.store.layout import Layout
+from km_registry.tracing import Tracing
 from server.config import ServerSettings
 from server.engine.base import Engine
 from server.tokenizer import Tokenizer
@@ -105,7 +106,12 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
 
 
 def make_state(
-    settings: ServerSettings, records: Records, model: BaseModel, engine: Engine, tokenizer: Tokenizer
+    settings: ServerSettings,
+    records: Records,
+    model: BaseModel,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    tracing: Tracing,
 ) -> AppState:
     """What the HTTP application serves from. The KEs that come with the package are registered."""
     from server.ke_keeper import register_shipped
@@ -123,6 +129,7 @@ def make_state(
         base_model=model,
         load_embedder=_embedder_loader(settings),
         limit_storage=_limit_storage(records.redis),
+        tracing=tracing,
     )
 
 
@@ -193,6 +200,7 @@ def worker_environment(
         "KM_RETRIES": str(settings.retries),
         "KM_RETRY_SECONDS": str(settings.retry_seconds),
         "KM_MAX_DOCUMENT_BYTES": str(settings.max_document_bytes),
+        "KM_OTLP_ENDPOINT": settings.otlp_endpoint or "",
         "PYTHONUNBUFFERED": "1",
     }
 

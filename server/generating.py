@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from km_registry.tracing import Span, span
 from km_registry.types import Claim
 from server.engine.base import PRIORITY_USER, Delta, Engine, Generation, GenerationRequest
 from server.errors import InvalidRequestError, RevokedError, StoppingError
@@ -45,7 +46,7 @@ class Generating:
         caller may have in a minute, RevokedError when what they rest on is taken away.
         """
         claim = await self._admitted(requests)
-        work = _together([self._whole(request) for request in requests])
+        work = _together([self._whole(mode, request) for request in requests])
         found = await (work if claim is None else self._revocations.unless_revoked(claim, work))
         await self._spend(claim, sum(one.prompt_tokens + len(one.token_ids) for one in found))
         for one in found:
@@ -124,20 +125,28 @@ class Generating:
         request: GenerationRequest,
         arrived: asyncio.Queue[tuple[int, Delta] | asyncio.Task[None]],
     ) -> None:
-        began, first = time.perf_counter(), True
-        async with aclosing(self._stream(request)) as stream:
-            self._metrics.tokens(mode, len(request.prompt_token_ids), 0)
-            async for delta in stream:
-                if first and delta.token_ids:
-                    self._metrics.first_token(mode, time.perf_counter() - began)
-                    first = False
-                self._metrics.tokens(mode, 0, len(delta.token_ids))
-                arrived.put_nowait((number, delta))
+        began, written = time.perf_counter(), 0
+        # The pump's own task reads the stream to its end, so the span may be a block around it.
+        with _generation(mode, request, streamed=True) as one:
+            try:
+                async with aclosing(self._stream(request)) as stream:
+                    self._metrics.tokens(mode, len(request.prompt_token_ids), 0)
+                    async for delta in stream:
+                        if not written and delta.token_ids:
+                            self._metrics.first_token(mode, time.perf_counter() - began)
+                        written += len(delta.token_ids)
+                        self._metrics.tokens(mode, 0, len(delta.token_ids))
+                        arrived.put_nowait((number, delta))
+            finally:
+                one.set(completion_tokens=written)
 
-    async def _whole(self, request: GenerationRequest) -> Generation:
+    async def _whole(self, mode: str, request: GenerationRequest) -> Generation:
         if _is_nothing(request):
             return Generation("", (), "length", len(request.prompt_token_ids))
-        return await self._engine.generate(request)
+        with _generation(mode, request, streamed=False) as one:
+            found = await self._engine.generate(request)
+            one.set(completion_tokens=len(found.token_ids))
+            return found
 
     async def _stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         if _is_nothing(request):
@@ -146,6 +155,16 @@ class Generating:
         async with aclosing(self._engine.stream(request)) as stream:
             async for delta in stream:
                 yield delta
+
+
+def _generation(mode: str, request: GenerationRequest, *, streamed: bool) -> Span:
+    return span(
+        "generate",
+        mode=str(mode),
+        prompt_tokens=len(request.prompt_token_ids),
+        adapter=request.adapter is not None,
+        streamed=streamed,
+    )
 
 
 def _is_nothing(request: GenerationRequest) -> bool:

@@ -1,4 +1,4 @@
-"""Around every request: a bound on its body, a log line and a count. Plain ASGI, so that streams pass."""
+"""Around every request: a bound on its body, a log line, a count, a span. Plain ASGI: streams pass."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from km_registry.tracing import Span, Tracing
 from server.errors import BodyTooLargeError
 from server.metrics import Metrics
 
@@ -21,6 +22,8 @@ _MULTIPART_OVERHEAD = 64 * _KIB
 #: One byte of UTF-8 may be six in JSON: \u0001.
 _JSON_EXPANSION = 6
 REQUEST_ID = "X-Request-ID"
+#: Any other is the client's text.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
@@ -89,12 +92,13 @@ class BodyLimit:
 
 
 class RequestLog:
-    """Logs and counts requests by route template, each with an id that the answer bears too. Never their
-    content, query or key."""
+    """Logs, counts and traces requests by route template, each with an id that the answer bears too. Never
+    their content, query or key."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and note how it ended."""
@@ -112,16 +116,23 @@ class RequestLog:
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
+        span = self._tracing.begin(
+            "request", Headers(scope=scope).get("traceparent"), kind="server", request_id=request_id
+        )
         # On every line that is logged on the request's behalf, also by what it leaves to go on behind it.
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), span:
             try:
                 await self._app(scope, receive, noting)
             finally:
-                self._note(scope, status, (time.perf_counter() - began) * 1000)
+                self._note(scope, status, (time.perf_counter() - began) * 1000, span)
 
-    def _note(self, scope: Scope, status: int, milliseconds: float) -> None:
+    def _note(self, scope: Scope, status: int, milliseconds: float, span: Span) -> None:
         # A path that no route has is the client's text, and unbounded as a label.
         route = getattr(scope.get("route"), "path", "(none)")
+        ids = {
+            "user_id": scope.get("state", {}).get("user_id"),
+            "document_id": scope.get("path_params", {}).get("document_id") if status < 400 else None,
+        }
         self._metrics.request(scope["method"], route, status)
         _log.info(
             "request",
@@ -129,6 +140,11 @@ class RequestLog:
             route=route,
             status=status,
             milliseconds=round(milliseconds, 1),
-            user_id=scope.get("state", {}).get("user_id"),
-            document_id=scope.get("path_params", {}).get("document_id") if status < 400 else None,
+            **ids,
         )
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        http = {"request.method": method, "route": route, "response.status_code": status}
+        span.rename(f"{method} {route}")
+        span.set(**{f"http.{name}": value for name, value in http.items()}, **ids)
+        if status >= 500:
+            span.fail(str(status))

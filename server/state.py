@@ -17,6 +17,7 @@ from km_registry.jobs import JobQueue
 from km_registry.limits import recipe_limits
 from km_registry.recipe import RecipeLimits
 from km_registry.registry import Registry
+from km_registry.tracing import Tracing
 from km_registry.types import Event
 from server.answering import Answerer
 from server.chatting import Chatter
@@ -68,6 +69,7 @@ class AppState:
     load_embedder: Callable[[], Embedder] | None = None
     limit_storage: Storage | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing = field(default_factory=Tracing)
     in_flight: InFlight = field(default_factory=InFlight)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     guarded: GuardedEngine = field(init=False)

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from km_registry import base_model
 from km_registry.base_model import BaseModel
+from km_registry.tracing import Tracing
 from server import composition, logs
 from server import ready_file as ready_files
 from server.composition import Records
@@ -131,7 +132,9 @@ class Supervisor:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         records = records_task.result()
-        state = composition.make_state(self._settings, records, model, engine, tokenizer)
+        tracing = await asyncio.to_thread(Tracing.to, self._settings.otlp_endpoint, "km-gateway")
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
+        state = composition.make_state(self._settings, records, model, engine, tokenizer, tracing)
         http = HttpServer(composition.make_app(state), self._listener)
         worker = self._make_worker(redis_url, model)
         stack.push_async_callback(_stop_front, http, worker)

@@ -17,7 +17,9 @@ from sqlalchemy.exc import OperationalError
 
 from km_registry.errors import KMError, NotFoundError, StaleAttemptError
 from km_registry.registry import Registry
+from km_registry.tracing import NO_SPAN, Span
 from km_registry.types import Job
+from trainer_worker.traces import AttemptTrace
 
 _log = structlog.get_logger(__name__)
 
@@ -31,8 +33,9 @@ _PASSING = (OSError, OperationalError)
 class Attempt:
     """One claimed job, as the process that trains it sees it. Thread-safe."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, span: Span = NO_SPAN) -> None:
         self.job = job
+        self.trace = AttemptTrace(span)
         self._lost = threading.Event()
         self._files = threading.Lock()
         self._when_lost: list[Callable[[], None]] = []
@@ -92,11 +95,17 @@ class Attempt:
 
 
 class Attempts:
-    """What one run (a worker's child process) holds. A context manager: within it the heart beats."""
+    """What one run (a worker's child process) holds. A context manager: within it the heart beats.
 
-    def __init__(self, registry: Registry, run_id: str) -> None:
+    `begun` makes the span of an attempt that was claimed.
+    """
+
+    def __init__(
+        self, registry: Registry, run_id: str, begun: Callable[[Job], Span] = lambda _job: NO_SPAN
+    ) -> None:
         self._registry = registry
         self._run_id = run_id
+        self._begun = begun
         self._lock = threading.Lock()
         self._held: dict[str, Attempt] = {}
         self._done = threading.Event()
@@ -123,7 +132,7 @@ class Attempts:
         job = self._registry.claim(job_id, run_id=self._run_id)
         if job is None:
             return None
-        attempt = Attempt(job)
+        attempt = Attempt(job, self._begun(job))
         with self._lock:
             self._held[job_id] = attempt
         return attempt
@@ -166,6 +175,7 @@ class Attempts:
         except (StaleAttemptError, NotFoundError):
             self._taken_away(attempt)
         except Exception as error:  # noqa: BLE001  whatever failed must be said in the job row
+            attempt.trace.fail(error)
             if attempt.is_lost:
                 # Its files may have been purged while it worked on them.
                 self._taken_away(attempt)
@@ -175,7 +185,7 @@ class Attempts:
 
     def finished(self, attempt: Attempt) -> None:
         """The attempt has published its KM."""
-        self._forget(attempt)
+        self._forget(attempt, "published")
 
     def fail(self, attempt: Attempt, reason: str, *, keep: Collection[str] = ()) -> None:
         """End the job with a reason."""
@@ -184,7 +194,7 @@ class Attempts:
         except (StaleAttemptError, NotFoundError):
             self._taken_away(attempt)
         else:
-            self._forget(attempt)
+            self._forget(attempt, "failed")
 
     def release(self) -> None:
         """Hand every job back, for a later attempt that goes on from here."""
@@ -196,13 +206,13 @@ class Attempts:
                 self._taken_away(attempt)
             else:
                 _log.info("job handed back", job=job.id)
-                self._forget(attempt)
+                self._forget(attempt, "handed back")
 
     def crash(self, reason: str) -> None:
         """Nobody knows which of the jobs it was: each is queued again, and will be trained alone."""
         self._registry.end_run(self._run_id, crash=reason)
-        with self._lock:
-            self._held.clear()
+        for attempt in self.held():
+            self._forget(attempt, "crashed")
 
     def _end(self, attempt: Attempt, error: Exception, keep: Collection[str]) -> None:
         if not isinstance(error, _PASSING):
@@ -213,7 +223,7 @@ class Attempts:
         except (StaleAttemptError, NotFoundError):
             self._taken_away(attempt)
         else:
-            self._forget(attempt)
+            self._forget(attempt, "put off")
 
     def _log_failure(self, attempt: Attempt, error: Exception) -> None:
         if isinstance(error, KMError):
@@ -223,10 +233,11 @@ class Attempts:
 
     def _taken_away(self, attempt: Attempt) -> None:
         _log.info("job was taken away", job=attempt.job.id, attempt=attempt.job.attempt)
-        self._forget(attempt)
+        self._forget(attempt, "taken away")
         self._let_go(attempt)
 
-    def _forget(self, attempt: Attempt) -> None:
+    def _forget(self, attempt: Attempt, outcome: str) -> None:
+        attempt.trace.end(outcome)
         with self._lock:
             # This run may have claimed the job's next attempt by now.
             if self._held.get(attempt.job.id) is attempt:

@@ -65,7 +65,7 @@ class Generator:
     `seats`.
 
     With a `tokenizer` the endpoint is asked in that model's chat format; without one, `completions` get plain
-    paragraphs, since another model's format is not known here.
+    paragraphs, since another model's format is not known here. `traceparent` goes with every request.
     """
 
     def __init__(
@@ -75,12 +75,16 @@ class Generator:
         *,
         seats: Seats | None = None,
         transport: httpx.BaseTransport | None = None,
+        traceparent: str | None = None,
     ) -> None:
         key = endpoint.key.get_secret_value()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if traceparent is not None:
+            headers["traceparent"] = traceparent
         self._endpoint = endpoint
         self._tokenizer = tokenizer
         self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=headers,
             timeout=endpoint.timeout,
             transport=transport,
             limits=httpx.Limits(max_connections=_REQUESTS),

@@ -95,7 +95,13 @@ def synthesise(
     with attempt.writing():
         journal = shop.registry.work_dir(attempt.job.id) / "synthesis.jsonl"
     with (
-        Generator(shop.settings.generator(recipe.generator), own, transport=transport) as generator,
+        Generator(
+            shop.settings.generator(recipe.generator),
+            own,
+            transport=transport,
+            # Ids of ours are nothing to a named one, which may be anybody's.
+            traceparent=attempt.trace.traceparent if recipe.generator is None else None,
+        ) as generator,
         attempt.when_lost(generator.close),
         attempt.when_lost(transport.hang_up),
     ):

@@ -27,6 +27,7 @@ class Reporter:
         """A new stage begins, of `total` steps; 0 when nobody knows how many."""
         self._close()
         self._stage, self._total = stage, total
+        self._attempt.trace.stage(stage.value)
         self._began = time.monotonic()
         self._write(0, data)
 

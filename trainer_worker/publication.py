@@ -67,6 +67,7 @@ def export_and_publish(shop: Workshop, slot: Slot, material: Material, metrics: 
                 metrics=metrics,
                 made=shop.made,
             )
+            material.attempt.trace.stage("publish")
             return shop.registry.publish(job.id, job.attempt, staged, metrics)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)

@@ -13,7 +13,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Self
 
 import psutil
@@ -30,6 +31,8 @@ from km_registry.events import RedisNotifier
 from km_registry.jobs import QUEUE_NAME, RqJobQueue, reconcile
 from km_registry.processes import die_with_parent
 from km_registry.registry import Registry
+from km_registry.tracing import NO_SPAN, Span, Tracing
+from km_registry.types import Job
 from trainer_worker.attempts import Attempts
 from trainer_worker.config import TrainerSettings
 
@@ -49,16 +52,32 @@ def run_job(job_id: str) -> None:
     settings = TrainerSettings()
     redis = Redis.from_url(_redis_url(settings))
     entry = get_current_job()
+    tracing = Tracing.to(settings.otlp_endpoint, "km-worker")
     # A SIGTERM waits until the job is ours to hand back: it must not end us with the row left running.
     with (
+        # Closed last: a job that is handed back must not wait for a collector.
+        closing(tracing),
         Registry.open(settings, RedisNotifier(redis)) as registry,
         _Interruptions() as interruptions,
-        Attempts(registry, entry.id if entry else job_id) as attempts,
+        Attempts(registry, entry.id if entry else job_id, partial(_begun, tracing, redis)) as attempts,
     ):
         if attempts.claim_next(job_id) is None:
             _log.info("no job is waiting any more", job=job_id)
             return
         _train(registry, settings, attempts, interruptions, redis)
+
+
+def _begun(tracing: Tracing, redis: Redis, job: Job) -> Span:
+    """The span of a claimed attempt, in the trace of the request that had it queued, where that is known."""
+    if not tracing.is_on:
+        return NO_SPAN
+    try:
+        before = RqJobQueue(redis).traceparent_of(job)
+    except RedisError as error:
+        _log.info("an attempt begins a trace of its own", job=job.id, error=type(error).__name__)
+        before = None
+    ids = {"job_id": job.id, "document_id": job.document_id}
+    return tracing.begin("train", before, kind="consumer", attempt=job.attempt, **ids)
 
 
 def _train(

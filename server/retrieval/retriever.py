@@ -15,6 +15,7 @@ import structlog
 from km_registry.chunking import chunks
 from km_registry.errors import ArtifactError, NotFoundError
 from km_registry.registry import Registry
+from km_registry.tracing import span
 from server.retrieval.base import Embedder, Passage, RetrievalUnavailableError
 from server.retrieval.cache import IndexCache, Key
 from server.retrieval.embedding import Embedding, RetrievalState
@@ -107,10 +108,12 @@ class Retriever:
         """
         if self.reason is not None:
             raise RetrievalUnavailableError(self.reason)
-        text, key = await self._text(document_id, version)
-        index = await self._index(key, text)
-        vector_D = await self._embedding.question(question)
-        found = await asyncio.to_thread(index.search, vector_D, k)
+        with span("retrieve", document_id=document_id, k=k) as one:
+            text, key = await self._text(document_id, version)
+            index = await self._index(key, text)
+            vector_D = await self._embedding.question(question)
+            found = await asyncio.to_thread(index.search, vector_D, k)
+            one.set(passages=len(found.spans), of=len(index))
         passages = [
             Passage(text[start:end], round(score, 4), start, end)
             for (start, end), score in zip(found.spans, found.scores, strict=True)

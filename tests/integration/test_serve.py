@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests.otlp import collecting
 from tests.serving import START_S, STOP_S, Server
 
 KEY = re.compile(r"km_[\w-]{43}")
@@ -115,6 +116,20 @@ def test_it_serves_without_an_embedder_and_says_so(start: Start) -> None:
     (said,) = [line for line in server.err if "serving without retrieval" in line]
     assert "/no/such/embedder" in said
     assert "KM_EMBEDDER" in said
+
+
+def test_an_upload_and_its_training_are_one_trace(start: Start) -> None:
+    """The model has no weights to speak of, so the training fails, which its part of the trace says too."""
+    with collecting() as collector:
+        server = start(KM_OTLP_ENDPOINT=collector.endpoint)
+        ready = server.ready()
+        upload(ready, ready["admin_key"])
+        server.until(lambda: collector.named("train"), START_S)
+        assert server.stop() == 0
+        sent, trained = collector.one("POST /documents"), collector.one("train")
+    assert (trained.service, trained.parent, trained.trace) == ("km-worker", sent.id, sent.trace)
+    assert (sent.service, trained.failed, trained.attributes["km.outcome"]) == ("km-gateway", True, "failed")
+    assert b"Ostrell" not in collector.raw
 
 
 def test_event_streams_do_not_delay_the_end(start: Start) -> None:
