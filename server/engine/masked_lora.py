@@ -95,6 +95,7 @@ class JoinedWeights:
 
     def __init__(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
         self.given = a
+        self.outs = [one.shape[2] for one in b]
         self.a, self.b = merge_slices(a, b)
         self._slices = len(a)
         self._written = -1

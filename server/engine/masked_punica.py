@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.utils.torch_utils import direct_register_custom_op
 
+from server.engine import native_lora
 from server.engine.masked_lora import (
     BatchPlan,
     JoinedWeights,
@@ -16,6 +19,25 @@ from server.engine.masked_lora import (
     check_rows,
     plan_batch,
     take_rows,
+)
+from server.engine.native_lora import NativeLayer, NativeRows
+
+#: Those of this process's engines; the newest one's layers are being computed.
+_wrappers: list[MaskedPunicaWrapper] = []
+
+
+def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float) -> None:
+    _wrappers[-1].add(y, x, a, b, scale)
+
+
+def _made_of_nothing(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float) -> None:
+    """What the compiler needs to know: nothing new is made."""
+
+
+#: To the compiler an operator like any other, whose inside it does not look at.
+_library = torch.library.Library("km", "FRAGMENT")  # type: ignore[no-untyped-call]
+direct_register_custom_op(
+    "add_lora", _add_lora, mutates_args=["y"], fake_impl=_made_of_nothing, target_lib=_library
 )
 
 
@@ -31,8 +53,16 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._tokens: BatchPlan = plan_batch(())
         self._samples: BatchPlan = plan_batch(())
-        # Keyed by identity: a layer hands in the same tuple at every call, and holding it keeps its id taken.
-        self._joined: dict[int, JoinedWeights] = {}
+        _wrappers.append(self)
+        self._native = native_lora.loaded()
+        self._rows: NativeRows | None = None
+        # By where the layer's first slice of A lies: it stays there as long as the model.
+        self._layers: dict[int, NativeLayer] = {}
+
+    @property
+    def is_native(self) -> bool:
+        """Whether small steps go through the compiled operator."""
+        return self._native is not None
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
@@ -41,6 +71,7 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
         self._tokens = plan_batch(self.token_lora_indices.tolist())
         self._samples = plan_batch(self.sampler_indices.tolist())
+        self._rows = self._native.rows(self._tokens) if self._native else None
 
     def add_lora_linear(
         self,
@@ -55,19 +86,29 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Add the deltas of a linear layer, packed or not, to y in place."""
+        if torch.compiler.is_compiling():
+            _check_slices(lora_b_stacked, output_slices)
+            torch.ops.km.add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale)
+        elif self._tokens.groups:
+            if lora_a_stacked[0].data_ptr() not in self._layers:
+                _check_slices(lora_b_stacked, output_slices)
+            self.add(y, x, lora_a_stacked, lora_b_stacked, scale)
+
+    def add(self, y: Tensor, x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], scale: float) -> None:
+        """The same, of a layer whose slices are known to be what its weights are for."""
         if not self._tokens.groups:
             return
-        known = self._joined.get(id(lora_a_stacked))
-        if known is None:
-            if output_slices != tuple(b.shape[2] for b in lora_b_stacked):
-                raise RuntimeError(
-                    f"LoRA weights of sizes {[b.shape[2] for b in lora_b_stacked]} for output slices "
-                    f"{output_slices}: this model's layers are not supported by server.engine.cpu_lora."
-                )
-            known = JoinedWeights(lora_a_stacked, lora_b_stacked)
-            self._joined[id(lora_a_stacked)] = known
+        layer = self._layers.get(a[0].data_ptr())
+        if layer is None:
+            layer = NativeLayer(JoinedWeights(a, b), scale)
+            self._layers[a[0].data_ptr()] = layer
         rows_y, rows_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        add_lora(rows_y, rows_x, known.a, known.b, self._tokens, scale, known.width)
+        if self._native and self._rows and self._native.takes(rows_y, rows_x, layer):
+            check_rows(self._tokens, rows_x)
+            self._native.add(rows_y, rows_x, layer, self._tokens, self._rows)
+        else:
+            weights = layer.weights
+            add_lora(rows_y, rows_x, weights.a, weights.b, self._tokens, scale, weights.width)
 
     def add_shrink(
         self,
@@ -142,3 +183,11 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         if self._samples.groups:
             a, b = lora_a_stacked.squeeze(1), lora_b_stacked.squeeze(1)
             add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, self._samples, scale)
+
+
+def _check_slices(b: Sequence[Tensor], output_slices: tuple[int, ...]) -> None:
+    if output_slices != tuple(one.shape[2] for one in b):
+        raise RuntimeError(
+            f"LoRA weights of sizes {[one.shape[2] for one in b]} for output slices {output_slices}: this "
+            "model's layers are not supported by server.engine.cpu_lora."
+        )

@@ -37,7 +37,8 @@ class EngineConfig:
 
     `max_lora_rank` is rounded up to a rank vLLM knows; slots are padded to it, so keep it tight.
     `max_model_len` is capped by the model's context. `dtype` "auto" is bfloat16 where the CPU computes it,
-    else float32. `cpu_cores` like "0-3,8" (default: every core this process may use).
+    else float32. `compile` has the model compiled on a CPU too, for minutes of start. `cpu_cores` like
+    "0-3,8" (default: every core this process may use).
     """
 
     model: Path | str
@@ -51,6 +52,9 @@ class EngineConfig:
     dtype: str = "auto"
     seed: int = 0
     cpu_cores: str | None = None
+    #: For compiled code, of the LoRA operator and of the model; without one LoRA runs in torch.
+    cache_dir: Path | None = None
+    compile: bool = False
     lora_modules: tuple[str, ...] = LORA_MODULES
     log_level: str = "WARNING"
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from server.engine import cpu_lora
+from server.engine import cpu_lora, native_lora
 from server.engine.base import EngineUnavailableError
 from server.engine.cpu_lora import UnsafeEngineError
 from server.engine.vllm_settings import EngineConfig, cpu_environment, engine_args, environment
@@ -32,11 +32,23 @@ def build(config: EngineConfig, wanted: threading.Event, keep: Callable[[Any], N
         if on_cpu:
             cpu_lora.require_plugin(os.environ.get("VLLM_PLUGINS"))
             cpu_lora.register()
+            os.environ.update(_compiled(config))
         args = engine_args(config, on_cpu=on_cpu)
         if not wanted.is_set():
             raise EngineUnavailableError("the start of the engine was called off")
         with cpu_environment(config.cpu_cores) if on_cpu else contextlib.nullcontext():
             keep(AsyncLLM.from_engine_args(args))
+
+
+def _compiled(config: EngineConfig) -> dict[str, str]:
+    """What tells the engine's processes of compiled code, made here if need be."""
+    found = {cpu_lora.COMPILE: "1"} if config.compile else {}
+    if config.cache_dir is not None:
+        if library := native_lora.built(config.cache_dir):
+            found[native_lora.VARIABLE] = str(library)
+        found["TORCHINDUCTOR_CACHE_DIR"] = str(config.cache_dir / "inductor")
+        found["VLLM_CACHE_ROOT"] = str(config.cache_dir / "vllm")
+    return found
 
 
 async def verify_operator(llm: Any) -> None:

@@ -57,7 +57,7 @@ def make_adapter(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest_asyncio.fixture(scope="session")
-async def engine(embedded_model: Path) -> AsyncIterator[VllmEngine]:
+async def engine(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
     """The real engine. With few tokens a step and few requests at once, prefill, decode and queueing mix."""
     config = EngineConfig(
         model=embedded_model,
@@ -69,6 +69,7 @@ async def engine(embedded_model: Path) -> AsyncIterator[VllmEngine]:
         max_num_seqs=16,
         max_num_batched_tokens=256,
         dtype="float32",
+        cache_dir=tmp_path_factory.mktemp("compiled"),
     )
     engine = VllmEngine(config)
     with pytest.raises(Exception, match="not running"):

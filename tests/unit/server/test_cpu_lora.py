@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from server.engine import cpu_lora
+from server.engine import cpu_lora, native_lora
 from server.engine.masked_lora import JoinedWeights, plan_batch
 
 # torch and vLLM warn about their own insides when they are imported.
@@ -72,6 +73,22 @@ class Layer:
             ]
             expected[row] += torch.cat(parts)
         return expected
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operator in C."""
+    found = native_lora.built(tmp_path_factory.mktemp("compiled"))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def operator(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything holds for both."""
+    if request.param == "native":
+        monkeypatch.setenv(native_lora.VARIABLE, str(library))
+    return str(request.param)
 
 
 def wrapper_for(slots: list[int], kind: str = "masked"):
@@ -245,7 +262,52 @@ def test_plan_uses_views_for_runs_and_one_block_for_many_slots() -> None:
 
 
 def stock_platform(wrapper: str = cpu_lora.STOCK_WRAPPER) -> type:
-    return type("FakePlatform", (), {"get_punica_wrapper": classmethod(lambda _cls: wrapper)})
+    def check_and_update_config(_cls: type, config: SimpleNamespace) -> None:
+        config.compilation_config.mode = "none, by the platform"
+
+    parts = {
+        "get_punica_wrapper": classmethod(lambda _cls: wrapper),
+        "check_and_update_config": classmethod(check_and_update_config),
+    }
+    return type("FakePlatform", (), parts)
+
+
+@pytest.mark.parametrize(("asked", "lora"), [(True, True), (False, True), (True, False)])
+def test_a_model_with_lora_is_compiled_when_that_is_asked_for(
+    asked: bool, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.config import CompilationMode
+
+    platform = stock_platform()
+    cpu_lora.install(platform, "0.32.0")
+    if asked:
+        monkeypatch.setenv(cpu_lora.COMPILE, "1")
+    compilation = SimpleNamespace(mode=CompilationMode.VLLM_COMPILE)
+    config = SimpleNamespace(compilation_config=compilation, lora_config=object() if lora else None)
+    platform.check_and_update_config(config)
+    compiled = compilation.mode == CompilationMode.DYNAMO_TRACE_ONCE
+    assert compiled is (asked and lora)
+
+
+def test_small_steps_go_through_the_compiled_operator_and_prompts_do_not(operator: str) -> None:
+    decode, prompt = wrapper_for(MIXED), wrapper_for(BATCHES["prefill"])
+    assert decode.is_native is (operator == "native")
+    assert (decode._rows is not None) is (operator == "native")
+    assert prompt._rows is None
+
+
+def test_compiled_the_operator_does_the_same() -> None:
+    layer = Layer(QKV)
+    y, x = layer.inputs(len(MIXED))
+    wrapper = wrapper_for(MIXED)
+
+    def run(y: Tensor, x: Tensor) -> Tensor:
+        result = y * 1.0
+        wrapper.add_lora_linear(result, x, layer.a, layer.b, 1.0, layer.slices)
+        return result
+
+    found = torch.compile(run, backend="aot_eager", fullgraph=True)(y, x)
+    assert torch.equal(found, apply(wrapper, layer, y, x))
 
 
 def test_install_replaces_the_operator_once() -> None:

@@ -67,6 +67,7 @@ async def _everything(ada: Someone, bob: Someone, registry: Registry) -> None:
         "/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}, headers=headers
     )
     await ada.http.get(f"/{SECRET}?{SECRET}={SECRET}", headers={"Authorization": f"Bearer {SECRET}"})
+    await ada.http.request(SECRET, "/documents")
     await ada.http.put(f"/documents/{document_id}", json={"text": f"{TEXT} {SECRET}"})
     await ada.http.delete(f"/documents/{document_id}")
 
@@ -77,7 +78,7 @@ async def test_no_line_holds_what_was_said(
     await _everything(ada, bob, registry)
     said = lines.getvalue()
     assert said.count('"event": "request"') > 20
-    assert SECRET not in said
+    assert SECRET.lower() not in said.lower()
     assert "Maren" not in said
 
 

@@ -76,7 +76,7 @@ async def test_cancelled_and_begun_again(
     html = (await page.do(f"{place}/cancel")).text
     assert registry.job_of(document_id).state is JobState.CANCELLED
     assert queue.waiting() == []
-    assert html.count("hx-swap-oob") == 3
+    assert html.count("hx-swap-oob") == 4
     assert "Try again" in html
     assert "nothing to cancel" in error_of(await page.do(f"{place}/cancel"), 409)["message"]
     assert "Cancel the training" in (await page.do(f"{place}/train")).text
@@ -89,6 +89,7 @@ async def test_one_that_answers_is_trained_anew(page: Browser, ada: Someone, reg
     response = await page.do(f"/ui/documents/{document_id}/train")
     assert response.status_code == 200, response.text
     assert "KM ready" in response.text
+    assert 'newest</span> <span class="chip is-succeeded">KM</span>' in response.text
     assert registry.job_of(document_id).state is JobState.QUEUED
 
 
