@@ -98,11 +98,17 @@ class Stack:
             self.client = self._client()
         self.until(lambda: self.victim("redis") and self.victim("worker") and self._is_ready())
 
-    def until(self, condition: Callable[[], object], within_s: float = 60.0) -> None:
-        """Wait for what other processes bring about."""
+    def until(
+        self,
+        condition: Callable[[], object],
+        within_s: float = 60.0,
+        *,
+        found: Callable[[], object] = lambda: "",
+    ) -> None:
+        """Wait for what other processes bring about; `found` is how things stand, for a failure's message."""
         deadline = time.monotonic() + within_s
         while not condition():
-            assert time.monotonic() < deadline, f"not within {within_s} s: {self.server.err[-5:]}"
+            assert time.monotonic() < deadline, f"not within {within_s} s: {found()} {self.server.err[-5:]}"
             time.sleep(0.1)  # other processes do it: there is nothing here to await
 
     def close(self) -> None:

@@ -99,7 +99,9 @@ class World:
         for text in texts:
             self.upload(text)
         assert not self.unsure_texts, "an upload had no answer although every part was there"
-        self.stack.until(lambda: all(self._state(one) == "succeeded" for one in self.kept), 120)
+        self.stack.until(
+            lambda: all(self._state(one) == "succeeded" for one in self.kept), 120, found=self._jobs
+        )
         self.stack.until(lambda: all(self._has_receipt(one) for one in self.deleted))
 
     def _again(self, call: Callable[[], httpx.Response], *statuses: int) -> None:
@@ -112,6 +114,9 @@ class World:
     def _gone(self, document_id: str) -> None:
         self.kept.pop(document_id, None)
         self.deleted.add(document_id)
+
+    def _jobs(self) -> list[object]:
+        return [self.stack.client.get(f"/documents/{one}").json()["job"] for one in self.kept]
 
     def _state(self, document_id: str) -> str:
         response = self._sent(lambda: self.stack.client.get(f"/documents/{document_id}"))
