@@ -24,7 +24,7 @@ async def measure(
     asked = Asked.of(prompts, tokens)
     return {
         **await _gateway(served, asked, rounds),
-        **await _added(served, Asked.of(prompts, 8), repeats),
+        **await _added(served, Asked.of(prompts, 1), 4 * repeats),
         **await _publishing(served, repeats),
         **await _deleting(served, asked, repeats),
     }
@@ -82,7 +82,7 @@ def _turned(two: list[Any], number: int) -> list[Any]:
 
 
 async def _added(served: Served, asked: Asked, repeats: int) -> dict[str, Any]:
-    """One request at a time, both ways in turn."""
+    """One request of one token at a time, both ways in turn: what is added is added once, not per token."""
     document_id, adapter, salt = await _asked_both_ways(served)
     http, direct = _ThroughHttp(served, document_id), served.state.engine
     added = []

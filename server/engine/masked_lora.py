@@ -101,10 +101,13 @@ class JoinedWeights:
         self._written = -1
         self._widths: dict[int, int] = {}
 
+    def written(self) -> int:
+        """Another number after every write, also that of another adapter under the same engine id."""
+        return sum([tensor._version for tensor in self.given])
+
     def width(self, slot: int) -> int:
         """How many of a slot's ranks, counted over all slices, its adapter has; the others are zero."""
-        # Every write counts a tensor's version up, also that of another adapter under the same engine id.
-        written = sum(tensor._version for tensor in self.given)
+        written = self.written()
         if written != self._written:
             self._written = written
             self._widths.clear()

@@ -102,10 +102,11 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         if layer is None:
             layer = NativeLayer(JoinedWeights(a, b), scale)
             self._layers[a[0].data_ptr()] = layer
-        rows_y, rows_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        rows_y = y if y.dim() == 2 else y.view(-1, y.shape[-1])
+        rows_x = x if x.dim() == 2 else x.view(-1, x.shape[-1])
         if self._native and self._rows and self._native.takes(rows_y, rows_x, layer):
             check_rows(self._tokens, rows_x)
-            self._native.add(rows_y, rows_x, layer, self._tokens, self._rows)
+            self._native.add(rows_y, rows_x, layer, self._rows)
         else:
             weights = layer.weights
             add_lora(rows_y, rows_x, weights.a, weights.b, self._tokens, scale, weights.width)

@@ -111,6 +111,7 @@ class NativeRows:
                 part = of[begin : begin + _BLOCK]
                 self.blocks.extend((len(self.rows), len(part), group.slot))
                 self.rows.extend(part)
+        self.slots = [group.slot for group in plan.groups]
         self.rows_at, self.blocks_at = self.rows.buffer_info()[0], self.blocks.buffer_info()[0]
         self.count = len(self.blocks) // 3
 
@@ -136,13 +137,19 @@ class NativeLayer:
             scale,
         )
         self.address = ctypes.addressof(self.given)
+        self.dtype = a.dtype
         self._widths = array("i", [0] * a.shape[0])
         self.widths_at = self._widths.buffer_info()[0]
+        self._known: tuple[NativeRows | None, int] = (None, -1)
 
-    def filled(self, plan: BatchPlan) -> None:
+    def fill(self, rows: NativeRows) -> None:
         """See to it that the widths of the batch's slots are known."""
-        for group in plan.groups:
-            self._widths[group.slot] = self.weights.width(group.slot)
+        written = self.weights.written()
+        if self._known[0] is rows and self._known[1] == written:
+            return
+        for slot in rows.slots:
+            self._widths[slot] = self.weights.width(slot)
+        self._known = (rows, written)
 
 
 class NativeLora:
@@ -169,24 +176,23 @@ class NativeLora:
 
     def takes(self, y: Tensor, x: Tensor, layer: NativeLayer) -> bool:
         """Whether the library knows these numbers, laid out like this."""
-        same = y.dtype == x.dtype == layer.weights.a.dtype and y.dtype in self._calls
+        same = y.dtype == x.dtype == layer.dtype and layer.dtype in self._calls
         return same and y.stride(1) == 1 and x.stride(1) == 1
 
-    def add(self, y: Tensor, x: Tensor, layer: NativeLayer, plan: BatchPlan, rows: NativeRows) -> None:
-        """`y[row] += scale * B[slot] A[slot] x[row]` for every row of the plan, in place.
+    def add(self, y: Tensor, x: Tensor, layer: NativeLayer, rows: NativeRows) -> None:
+        """`y[row] += scale * B[slot] A[slot] x[row]` for all of these rows, in place.
 
         Args:
             y: (rows, out).
             x: (rows, in).
             layer: the layer's slots, of the same kind of numbers.
-            plan: the batch's groups.
-            rows: the same, as `rows` gives it.
+            rows: the batch's, as `rows` gives them.
 
         Raises:
             MemoryError: no room for a few rows.
         """
-        layer.filled(plan)
-        if self._calls[y.dtype](
+        layer.fill(rows)
+        if self._calls[layer.dtype](
             layer.address,
             y.data_ptr(),
             y.stride(0),
@@ -241,7 +247,7 @@ def agrees(library: NativeLora) -> bool:
         native, plain = before.clone(), before.clone()
         rows = library.rows(plan)
         assert rows is not None
-        library.add(native, x, NativeLayer(weights, 0.5), plan, rows)
+        library.add(native, x, NativeLayer(weights, 0.5), rows)
         add_lora(plain, x, weights.a, weights.b, plan, 0.5)
         if not torch.allclose(native.float(), plain.float(), rtol=tolerance, atol=tolerance * 8):
             return False
