@@ -56,6 +56,8 @@ class EngineKeeper:
             except EngineUnavailableError as error:
                 _log.error("the engine does not start again", reason=str(error), log="engine.log")
             else:
+                # Counted from here: a start that takes minutes is no sign that it lived.
+                self._restarted[-1] = time.monotonic()
                 _log.info("the engine is there again", restarts=self.restarts)
                 self.reason = None
                 return True

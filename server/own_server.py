@@ -16,7 +16,8 @@ from km_registry.errors import KMError
 from km_registry.processes import dying_with_me
 from server.memory import MemoryWatch
 
-_START_TIMEOUT_S = 300.0
+#: With a model that is compiled first, on a busy machine.
+_START_TIMEOUT_S = 900.0
 #: The server stops itself within ten seconds of being told to.
 _STOP_TIMEOUT_S = 15.0
 _SHOWN_LINES = 12

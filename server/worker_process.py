@@ -34,7 +34,8 @@ class WorkerProcess:
         first_backoff_s: float = 1.0,
     ) -> None:
         self._command = list(command)
-        self._environment = dict(environment)
+        # As it is now: while an engine is being started, vLLM's settings are in ours.
+        self._environment = {**os.environ, **environment}
         self._log_path = log
         self._first_backoff_s = first_backoff_s
         self._stopping = asyncio.Event()
@@ -51,7 +52,7 @@ class WorkerProcess:
         with self._log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
-                env={**os.environ, **self._environment},
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

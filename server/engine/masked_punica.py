@@ -22,7 +22,7 @@ from server.engine.masked_lora import (
 )
 from server.engine.native_lora import NativeLayer, NativeRows
 
-#: Those of this process's engines; the newest one's layers are being computed.
+#: That of this process's engine.
 _wrappers: list[MaskedPunicaWrapper] = []
 
 
@@ -53,7 +53,7 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._tokens: BatchPlan = plan_batch(())
         self._samples: BatchPlan = plan_batch(())
-        _wrappers.append(self)
+        _wrappers[:] = [self]
         self._native = native_lora.loaded()
         self._rows: NativeRows | None = None
         # By where the layer's first slice of A lies: it stays there as long as the model.
@@ -120,6 +120,7 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """First half of add_lora_linear, for layers that communicate in between."""
+        _refuse_compiled()
         if not self._tokens.groups:
             return
         x = x.view(-1, x.shape[-1])
@@ -140,6 +141,7 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Second half of add_lora_linear. Without `add_inputs` the rows with an adapter are overwritten."""
+        _refuse_compiled()
         if not self._tokens.groups:
             return
         y = y.view(-1, y.shape[-1])
@@ -157,6 +159,7 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Second half for an embedding layer, whose first half is a table."""
+        _refuse_compiled()
         if self._tokens.groups:
             self._expand(y.view(-1, y.shape[-1]), x, lora_b_stacked.squeeze(1), add_inputs=add_inputs)
 
@@ -184,6 +187,12 @@ class MaskedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is un
         if self._samples.groups:
             a, b = lora_a_stacked.squeeze(1), lora_b_stacked.squeeze(1)
             add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, self._samples, scale)
+
+
+def _refuse_compiled() -> None:
+    """The compiler would keep the plan of the batch that it happens to see, and apply it to later ones."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError("this model's layers cannot be compiled with LoRA: unset KM_COMPILE")
 
 
 def _check_slices(b: Sequence[Tensor], output_slices: tuple[int, ...]) -> None:

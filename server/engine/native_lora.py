@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
 from array import array
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,39 +34,55 @@ _BLOCK = 4
 #: More rows than this for one adapter are a prompt's, which a matmul of the whole is faster for.
 _MOST_ROWS = 24
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-std=gnu11")
+#: Linked without -fopenmp: two OpenMP libraries in one process would fight for the cores.
+_COMPILE = ("-fopenmp", "-c", "lora.c", "-o", "lora.o")
+_LINK = ("-shared", "lora.o", "-o", "lora.so")
 _BUILD_S = 120.0
 
 
 def built(directory: Path) -> Path | None:
     """The library in `directory`, compiled unless it is there for this source, compiler and processor.
 
-    None where that cannot be done, which is logged with what to do. Blocking.
+    None where that cannot be done, which is logged with what to do: torch does the same. Blocking.
     """
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        _log.info("no C compiler: LoRA runs in torch, more slowly; install gcc", looked_for="cc")
+    try:
+        return _built(directory)
+    except (OSError, subprocess.SubprocessError, UnicodeError) as error:
+        _log.warning("the LoRA operator was not compiled; it runs in torch", reason=str(error)[-500:])
+        return None
+
+
+def _built(directory: Path) -> Path | None:
+    wanted = shlex.split(os.environ.get("CC") or "cc")
+    processor = _processor()
+    if not wanted or shutil.which(wanted[0]) is None or processor is None:
+        _log.info("no C compiler: LoRA runs in torch, more slowly; install gcc", looked_for=" ".join(wanted))
         return None
     source = (files("server.engine") / "native" / "lora.c").read_text(encoding="utf-8")
-    about = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256("\0".join([source, *_FLAGS, about, _processor()]).encode()).hexdigest()
-    target = directory / f"lora-{key[:16]}.so"
+    about = subprocess.run(
+        [*wanted, "--version"], capture_output=True, text=True, check=False, timeout=_BUILD_S
+    ).stdout
+    parts = [source, *_FLAGS, *_COMPILE, *_LINK, about, processor]
+    target = directory / f"lora-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
-        made = _compiled(compiler, source, Path(folder))
+        made = _compiled(wanted, source, Path(folder))
         if made is None:
             return None
+        # On the disk before its name is: one that is cut short would be taken for good at every start.
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
         made.replace(target)
     return target
 
 
-def _compiled(compiler: str, source: str, folder: Path) -> Path | None:
+def _compiled(compiler: Sequence[str], source: str, folder: Path) -> Path | None:
     (folder / "lora.c").write_text(source, encoding="utf-8")
-    # Linked without -fopenmp: two OpenMP libraries in one process would fight for the cores.
-    for arguments in (["-fopenmp", "-c", "lora.c", "-o", "lora.o"], ["-shared", "lora.o", "-o", "lora.so"]):
+    for arguments in (_COMPILE, _LINK):
         done = subprocess.run(
-            [compiler, *_FLAGS, *arguments],
+            [*compiler, *_FLAGS, *arguments],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -77,13 +95,10 @@ def _compiled(compiler: str, source: str, folder: Path) -> Path | None:
     return folder / "lora.so"
 
 
-def _processor() -> str:
-    """What -march=native depends on: the library may lie in a directory that moves."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return os.uname().machine
-    return next((line for line in lines if line.startswith(("flags", "Features"))), os.uname().machine)
+def _processor() -> str | None:
+    """What -march=native depends on: the library may lie in a directory that moves. None if unknown."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), None)
 
 
 class _Layer(ctypes.Structure):
@@ -137,7 +152,7 @@ class NativeLayer:
             scale,
         )
         self.address = ctypes.addressof(self.given)
-        self.dtype = a.dtype
+        self.dtype, self.inner, self.outer = a.dtype, a.shape[2], b.shape[1]
         self._widths = array("i", [0] * a.shape[0])
         self.widths_at = self._widths.buffer_info()[0]
         self._known: tuple[NativeRows | None, int] = (None, -1)
@@ -176,8 +191,14 @@ class NativeLora:
 
     def takes(self, y: Tensor, x: Tensor, layer: NativeLayer) -> bool:
         """Whether the library knows these numbers, laid out like this."""
-        same = y.dtype == x.dtype == layer.dtype and layer.dtype in self._calls
-        return same and y.stride(1) == 1 and x.stride(1) == 1
+        return (
+            y.dtype == x.dtype == layer.dtype
+            and layer.dtype in self._calls
+            and x.shape[1] == layer.inner
+            and y.shape[1] >= layer.outer
+            and y.shape[0] == x.shape[0]
+            and y.stride(1) == x.stride(1) == 1
+        )
 
     def add(self, y: Tensor, x: Tensor, layer: NativeLayer, rows: NativeRows) -> None:
         """`y[row] += scale * B[slot] A[slot] x[row]` for all of these rows, in place.
@@ -208,11 +229,9 @@ class NativeLora:
 
 def _openmp_libraries() -> list[str]:
     """Those that are loaded already, torch's above all."""
-    try:
-        mapped = Path("/proc/self/maps").read_text(encoding="utf-8").split()
-    except OSError:
-        return []
-    return sorted({part for part in mapped if "libgomp" in part or "libiomp" in part})
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    paths = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line or "libiomp" in line}
+    return sorted(path for path in paths if not path.endswith("(deleted)"))
 
 
 def loaded() -> NativeLora | None:
@@ -222,7 +241,9 @@ def loaded() -> NativeLora | None:
         return None
     try:
         library = NativeLora(Path(path))
-    except OSError as error:
+    except (OSError, AttributeError) as error:
+        # Damaged, perhaps: the next start makes it anew.
+        Path(path).unlink(missing_ok=True)
         _log.warning("the compiled LoRA operator cannot be loaded; it runs in torch", reason=str(error))
         return None
     if not agrees(library):

@@ -32,6 +32,8 @@ def build(config: EngineConfig, wanted: threading.Event, keep: Callable[[Any], N
         if on_cpu:
             cpu_lora.require_plugin(os.environ.get("VLLM_PLUGINS"))
             cpu_lora.register()
+            for inherited in (cpu_lora.COMPILE, native_lora.VARIABLE):
+                os.environ.pop(inherited, None)
             os.environ.update(_compiled(config))
         args = engine_args(config, on_cpu=on_cpu)
         if not wanted.is_set():

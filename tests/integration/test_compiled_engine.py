@@ -65,7 +65,7 @@ async def test_a_compiled_engine_keeps_adapters_apart(
     directory = tmp_path / "small-llama"
     config = save_small_llama(directory, tokenizer)
     adapters: list[Adapter | None] = [None]
-    for number in (1, 2):
+    for number in (1, 2, 3):
         (tmp_path / f"km-{number}").mkdir()
         write_llama_adapter(tmp_path / f"km-{number}", config, seed=number)
         adapters.append(Adapter(f"km-{number}", number, tmp_path / f"km-{number}"))
@@ -88,9 +88,13 @@ async def test_a_compiled_engine_keeps_adapters_apart(
             GenerationRequest(prompt, TOKENS, adapter=adapter, cache_salt=f"{n}", ignore_eos=True)
             for n, (adapter, prompt) in enumerate((a, p) for a in adapters for p in PROMPTS)
         ]
+        # First one alone, then three that take turns in two slots: what is written into a slot after its
+        # layer was first computed is seen too.
+        first = await engine.generate(requests[len(PROMPTS)])
         together = await asyncio.gather(*(engine.generate(request) for request in requests))
     finally:
         await engine.close()
     expected = [answer for adapter in adapters for answer in offline(directory, adapter)]
     assert [answer.token_ids for answer in together] == expected
+    assert first.token_ids == expected[len(PROMPTS)]
     assert all(len(set(expected[n :: len(PROMPTS)])) == len(adapters) for n in range(len(PROMPTS)))

@@ -7,9 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 from structlog.testing import capture_logs
 
 from server.engine import native_lora
+from server.engine.masked_lora import JoinedWeights
 
 # torch warns about its own insides when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -45,6 +47,31 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_that_cannot_be_written_is_no_reason_not_to_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with capture_logs() as logs:
+        assert native_lora.built(tmp_path / "file" / "compiled") is None
+    assert "not compiled" in said(logs)
+
+
+def test_tensors_of_other_sizes_are_left_to_torch(tmp_path: Path) -> None:
+    path = native_lora.built(tmp_path)
+    assert path is not None
+    library = native_lora.NativeLora(path)
+    weights = JoinedWeights([torch.ones(2, 1, 4, 16)], [torch.ones(2, 1, 24, 4)])
+    layer = native_lora.NativeLayer(weights, 1.0)
+    fits = {"y": torch.zeros(3, 24), "x": torch.zeros(3, 16)}
+    assert library.takes(**fits, layer=layer)
+    for other in (
+        {"x": torch.zeros(3, 15)},
+        {"y": torch.zeros(3, 23)},
+        {"y": torch.zeros(2, 24)},
+        {"y": torch.zeros(24, 3).t()},
+        {"x": torch.zeros(3, 16, dtype=torch.bfloat16)},
+    ):
+        assert not library.takes(**(fits | other), layer=layer)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a library"])
 def test_a_damaged_library_is_not_used(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
@@ -54,6 +81,8 @@ def test_a_damaged_library_is_not_used(
     with capture_logs() as logs:
         assert native_lora.loaded() is None
     assert "cannot be loaded" in said(logs)
+    # The next start makes it anew.
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_computes_something_else_is_not_used(
@@ -62,7 +91,7 @@ def test_one_that_computes_something_else_is_not_used(
     source = (files("server.engine") / "native" / "lora.c").read_text(encoding="utf-8")
     compiler = shutil.which("cc")
     assert compiler is not None
-    wrong = native_lora._compiled(compiler, source.replace("+ scale * sum", "- scale * sum"), tmp_path)
+    wrong = native_lora._compiled([compiler], source.replace("+ scale * sum", "- scale * sum"), tmp_path)
     assert wrong is not None
     monkeypatch.setenv(native_lora.VARIABLE, str(wrong))
     with capture_logs() as logs:
