@@ -36,7 +36,7 @@ DOCUMENT = {
     "recovered": 0.8123,
 }
 #: What they have to tell is not an answer but what goes on.
-RUN_SOMETHING = ("serve", "worker", "demo", "eval", "train-ke")
+RUN_SOMETHING = ("serve", "worker", "demo")
 RECIPES = {"limits": {"rank": 8, "context_tokens": 1024, "generators": ["big"]}}
 
 

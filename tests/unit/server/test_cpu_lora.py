@@ -306,7 +306,10 @@ def test_compiled_the_operator_does_the_same() -> None:
         wrapper.add_lora_linear(result, x, layer.a, layer.b, 1.0, layer.slices)
         return result
 
-    found = torch.compile(run, backend="aot_eager", fullgraph=True)(y, x)
+    try:
+        found = torch.compile(run, backend="aot_eager", fullgraph=True)(y, x)
+    finally:
+        torch.compiler.reset()
     assert torch.equal(found, apply(wrapper, layer, y, x))
 
 
