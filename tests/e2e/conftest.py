@@ -37,9 +37,12 @@ class RunningServer:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """`km serve` with a fresh data directory on a free port."""
+def server(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """`km serve` with a fresh data directory on a free port. The base model is converted there already."""
     folder = tmp_path_factory.mktemp("server")
+    (folder / "data").mkdir(mode=0o700)
+    if embedded_model.parent.name == "models":
+        (folder / "data" / "models").symlink_to(embedded_model.parent, target_is_directory=True)
     ready, log = folder / "ready.json", folder / "server.log"
     command = [sys.executable, "-m", "server", "serve", "--port=0", f"--data-dir={folder / 'data'}"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KM_")}

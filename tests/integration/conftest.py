@@ -25,19 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def embedded_model() -> Path:
-    """Directory of the embedded base model; KM_TEST_MODEL names another one."""
-    if given := os.environ.get("KM_TEST_MODEL"):
-        return Path(given)
-    from km_registry.base_model import resolve
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "km-server" / "test-models"
-    directory.mkdir(parents=True, exist_ok=True)
-    return resolve("embedded", directory).path
-
-
-@pytest.fixture(scope="session")
 def tokenizer(embedded_model: Path) -> PreTrainedTokenizerBase:
     """The base model's tokenizer."""
     return AutoTokenizer.from_pretrained(embedded_model)
