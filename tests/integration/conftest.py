@@ -17,8 +17,7 @@ from tests.adapters import write_llama_adapter
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """torch and vLLM warn about their own insides, and vLLM leaves its ZeroMQ context to the collector."""
-    config.addinivalue_line("filterwarnings", "ignore:Unclosed context:ResourceWarning")
+    """torch and vLLM warn about their own insides."""
     for package in ("torch", "vllm"):
         config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{package}")
         config.addinivalue_line("filterwarnings", f"ignore::FutureWarning:{package}")
