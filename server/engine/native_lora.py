@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from km_registry.files import fsync
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,8 +74,7 @@ def _built(directory: Path) -> Path | None:
         if made is None:
             return None
         # On the disk before its name is: one that is cut short would be taken for good at every start.
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(made)
         made.replace(target)
     return target
 
