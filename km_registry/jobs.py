@@ -29,6 +29,10 @@ _STOP_SECONDS = 5.0
 #: Longest wait for a child to let go of one job of several, before it is ended and the others begin anew.
 _LET_GO_SECONDS = 1.5
 _POLL_SECONDS = 0.05
+#: Longest time for a worker's child from taking a job out of the queue to claiming its row. One that takes
+#: longer finds the row claimed by another, and does nothing.
+_CLAIM_SECONDS = 10
+_REMEMBERED_SECONDS = 600
 _OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 
 
@@ -125,8 +129,10 @@ class RqJobQueue:
         *,
         name: str = QUEUE_NAME,
         function: str = WORKER_FUNCTION,
+        claim_seconds: float = _CLAIM_SECONDS,
     ) -> None:
         self._redis = redis
+        self._claim_seconds = claim_seconds
         self._runs = runs
         self._function = function
         self._queue = Queue(name, connection=redis, serializer=JSONSerializer)
@@ -137,7 +143,7 @@ class RqJobQueue:
         try:
             self._enqueue(job.id, rq_id)
         except DuplicateJobError:
-            if self._remove_if_over(rq_id):
+            if self._remove_if_lost(rq_id):
                 self._enqueue(job.id, rq_id)
 
     def stop(self, job_id: str) -> None:
@@ -205,15 +211,35 @@ class RqJobQueue:
             meta={_TRACE: trace} if trace else None,
         )
 
-    def _remove_if_over(self, rq_id: str) -> bool:
-        # The row waits for a worker although RQ is through with this entry: the child died before it claimed.
+    def _remove_if_lost(self, rq_id: str) -> bool:
+        """Remove RQ's entry of a job whose row waits for a worker, if no worker will ever claim it by that."""
         try:
             entry = RqJob.fetch(rq_id, connection=self._redis, serializer=JSONSerializer)
-            if entry.get_status() not in _OVER:
-                return False
-            entry.delete()
+            # Over: the child died before it claimed.
+            if entry.get_status() in _OVER or self._left_unclaimed(rq_id):
+                entry.delete()
+                self._queue.intermediate_queue.remove(rq_id)
+                return True
         except NoSuchJobError:
             return True
+        return False
+
+    def _left_unclaimed(self, rq_id: str) -> bool:
+        """Whether the entry has been out of the queue for longer than a worker needs to claim the row.
+
+        So it is left by a worker that was killed between the two, or by an enqueuing that was: RQ would notice
+        a quarter of an hour later. The age is the key's, by the clock of Redis alone.
+        """
+        seen = f"km:unclaimed:{rq_id}"
+        if self._redis.lpos(self._queue.key, rq_id) is not None:
+            self._redis.delete(seen)
+            return False
+        if self._redis.set(seen, 1, nx=True, ex=_REMEMBERED_SECONDS):
+            return False
+        left_ms = self._redis.pttl(seen)
+        if left_ms > (_REMEMBERED_SECONDS - self._claim_seconds) * 1000:
+            return False
+        self._redis.delete(seen)
         return True
 
     def _delete(self, rq_id: str) -> None:

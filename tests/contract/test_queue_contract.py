@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from rq import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
@@ -73,6 +74,50 @@ def test_only_the_id_goes_through_redis(redis_server: Redis) -> None:
     assert payload == ["trainer_worker.worker.run_job", None, ["job_a"], {}]
     assert b"doc_a" not in b"".join(stored.values())
     assert stored[b"timeout"] == b"-1"
+
+
+class TestAJobThatNoWorkerHasAnyMore:
+    """A worker was killed after it took the job out of the queue, and before it claimed the job's row."""
+
+    @staticmethod
+    def taken(redis: Redis, queue: RqJobQueue) -> None:
+        queue.enqueue(job("a"))
+        rq = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+        assert Queue.dequeue_any([rq], None, connection=redis, serializer=JSONSerializer)
+        assert queue.waiting() == []
+
+    def test_is_enqueued_again(self, redis_server: Redis) -> None:
+        queue = RqJobQueue(redis_server, claim_seconds=0)
+        self.taken(redis_server, queue)
+        queue.enqueue(job("a"))
+        queue.enqueue(job("a"))
+        assert queue.waiting() == ["job_a"]
+
+    def test_leaves_nothing_of_its_own_behind(self, redis_server: Redis) -> None:
+        queue = RqJobQueue(redis_server, claim_seconds=0)
+        self.taken(redis_server, queue)
+        queue.enqueue(job("a"))
+        queue.enqueue(job("a"))
+        queue.stop("job_a")
+        assert [key for key in redis_server.scan_iter() if b"job_a" in key] == []
+        assert redis_server.llen(f"rq:queue:{QUEUE_NAME}:intermediate") == 0
+
+    def test_is_left_alone_while_a_worker_may_be_about_to_claim_it(self, redis_server: Redis) -> None:
+        queue = RqJobQueue(redis_server)
+        self.taken(redis_server, queue)
+        queue.enqueue(job("a"))
+        queue.enqueue(job("a"))
+        assert queue.waiting() == []
+
+    def test_has_its_time_anew_whenever_it_is_taken(self, redis_server: Redis) -> None:
+        queue = RqJobQueue(redis_server, claim_seconds=0)
+        self.taken(redis_server, queue)
+        queue.enqueue(job("a"))
+        redis_server.lpush(f"rq:queue:{QUEUE_NAME}", "job_a-0")
+        queue.enqueue(job("a"))
+        redis_server.lpop(f"rq:queue:{QUEUE_NAME}")
+        queue.enqueue(job("a"))
+        assert queue.waiting() == []
 
 
 def test_stopping_leaves_nothing_in_redis(redis_server: Redis) -> None:
