@@ -48,6 +48,14 @@ class TestListen:
         with listen("0.0.0.0", 0) as listener:
             assert url_of(listener).startswith("http://127.0.0.1:")
 
+    def test_a_connection_sends_at_once_what_it_is_given(self) -> None:
+        with (
+            listen("127.0.0.1", 0) as listener,
+            socket.create_connection(listener.getsockname()),
+            listener.accept()[0] as accepted,
+        ):
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     def test_taken(self) -> None:
         with listen("127.0.0.1", 0) as first:
             port = first.getsockname()[1]
