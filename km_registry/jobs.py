@@ -212,7 +212,7 @@ class RqJobQueue:
         )
 
     def _remove_if_lost(self, rq_id: str) -> bool:
-        """Remove RQ's entry of a job whose row waits for a worker, if no worker will ever claim it by that."""
+        """Remove RQ's entry of a job whose row waits for a worker, if no worker will ever claim it."""
         try:
             entry = RqJob.fetch(rq_id, connection=self._redis, serializer=JSONSerializer)
             # Over: the child died before it claimed.
@@ -227,8 +227,8 @@ class RqJobQueue:
     def _left_unclaimed(self, rq_id: str) -> bool:
         """Whether the entry has been out of the queue for longer than a worker needs to claim the row.
 
-        So it is left by a worker that was killed between the two, or by an enqueuing that was: RQ would notice
-        a quarter of an hour later. The age is the key's, by the clock of Redis alone.
+        So it is left by a worker that was killed between the two, or by an enqueuing that was: RQ would
+        notice a quarter of an hour later. The age is the key's, by the clock of Redis alone.
         """
         seen = f"km:unclaimed:{rq_id}"
         if self._redis.lpos(self._queue.key, rq_id) is not None:
