@@ -127,6 +127,10 @@ class People:
             self._store, by, actor_id=actor_id, target_id=target_id, before=before, limit=limit
         )
 
+    def note_asked(self, claims: Sequence[Claim]) -> None:
+        """Note in the audit log that these claims' documents were asked. For before an answer is given."""
+        audit.note_asked(self._store, claims)
+
     def prune_audit(self, before: datetime) -> int:
         """Forget entries older than that; how many there were."""
         return audit.prune(self._store, before)

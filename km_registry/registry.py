@@ -109,7 +109,7 @@ class Registry:
         return documents.add(self._store, principal, title, text, recipe or {})
 
     def get_document(self, principal: Principal, document_id: str, action: Action = Action.READ) -> Document:
-        """The document, if the principal may do this with it."""
+        """The document, if the principal may do this with it. Who asks it notes so: `people.note_asked`."""
         return documents.get(self._store, principal, document_id, action)
 
     def list_documents(

@@ -118,10 +118,7 @@ class Answerer:
         self._check(question)
         with self._in_flight.answering(question.document_id):
             # First of all: nothing is looked at, let alone retrieved, for whom it is not there.
-            document = await run_in_threadpool(
-                self._registry.get_document, principal, question.document_id, Action.ASK
-            )
-            planned = await run_in_threadpool(self._planned, document, question)
+            document, planned = await run_in_threadpool(self._begun, principal, question)
             plan = await self._retrieved(document, question, planned)
             prompt = await run_in_threadpool(self._prompt, document, question, plan)
             async with self._composites.plugged(plan.km, plan.ke.ke) as adapter:
@@ -172,6 +169,11 @@ class Answerer:
                 "rag, km+rag or auto.",
                 param="k",
             )
+
+    def _begun(self, principal: Principal, question: Question) -> tuple[Document, _Plan]:
+        """The document, which the principal may ask, and the plan for it. Blocking."""
+        document = self._registry.get_document(principal, question.document_id, Action.ASK)
+        return document, self._planned(document, question)
 
     def _planned(self, document: Document, question: Question) -> _Plan:
         """The mode, its KM and its KE. Blocking.

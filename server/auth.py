@@ -37,12 +37,21 @@ async def caller(
     internal = state.settings.internal_key
     if internal and hmac.compare_digest(secret.encode(), internal.encode()):
         return InternalService()
-    principal = await run_in_threadpool(state.registry.authenticate, secret)
+    return await run_in_threadpool(_known, request, state, secret)
+
+
+def _known(request: Request, state: AppState, secret: str) -> Principal:
+    """The principal whose secret this is, as by `admitted`. Blocking, and one: a thread costs as much as a
+    look-up."""
+    principal = state.registry.authenticate(secret)
     if principal is None:
         raise UnauthenticatedError(
             "This API key is not known here, was revoked or has expired. Check it, or ask for another."
         )
-    return await admitted(request, state, principal)
+    request.state.user_id = principal.user_id
+    if state.limiter.limits_requests:
+        state.limiter.request(principal)
+    return principal
 
 
 async def admitted(request: Request, state: AppState, principal: Principal) -> Principal:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from km_registry.tracing import Span, span
 from km_registry.types import Claim
+from server.asked_notes import AskedNotes
 from server.engine.base import PRIORITY_USER, Delta, Engine, Generation, GenerationRequest
 from server.errors import InvalidRequestError, RevokedError, StoppingError
 from server.limiting import Limiter
@@ -28,6 +29,7 @@ class Generating:
         metrics: Metrics,
         revocations: Revocations,
         limiter: Limiter,
+        notes: AskedNotes,
         *,
         most: int,
         closing: asyncio.Event,
@@ -35,6 +37,7 @@ class Generating:
         self._engine = engine
         self._revocations = revocations
         self._limiter = limiter
+        self._notes = notes
         self._metrics = metrics
         self._most = most
         self._closing = closing
@@ -46,8 +49,10 @@ class Generating:
         caller may have in a minute, RevokedError when what they rest on is taken away.
         """
         claim = await self._admitted(requests)
+        noted = self._noted(claim)
         work = _together([self._whole(mode, request) for request in requests])
         found = await (work if claim is None else self._revocations.unless_revoked(claim, work))
+        await noted
         await self._spend(claim, sum(one.prompt_tokens + len(one.token_ids) for one in found))
         for one in found:
             if one.first_token_s is not None:
@@ -64,6 +69,7 @@ class Generating:
         when the server stops: its streams are cut, and whoever reads them must know.
         """
         claim = await self._admitted(requests)
+        noted = self._noted(claim)
         arrived: asyncio.Queue[tuple[int, Delta] | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
             asyncio.create_task(self._pump(mode, number, request, arrived))
@@ -84,10 +90,19 @@ class Generating:
                     left -= 1
                 else:
                     tokens += len(item[1].token_ids)
+                    await noted
                     yield item
         finally:
             await _ended([*tasks, *cutting])
             await self._spend(claim, tokens)
+
+    def _noted(self, claim: Claim | None) -> asyncio.Future[None]:
+        """Done once the audit log says that the claim's document is asked, where it rests on one."""
+        if claim is not None and claim.document_id is not None:
+            return self._notes.begin(claim)
+        nothing = asyncio.get_running_loop().create_future()
+        nothing.set_result(None)
+        return nothing
 
     async def _revoked(self, claim: Claim) -> None:
         with self._revocations.watching(claim) as revoked:

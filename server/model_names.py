@@ -18,7 +18,7 @@ from server.composites import Composites
 from server.engine.base import PRIORITY_SYNTHESIS, PRIORITY_USER, Adapter
 from server.errors import ForbiddenError
 from server.in_flight import InFlight
-from server.kes import KEs
+from server.kes import KEChoice, KEs
 from server.kms import KMs
 from server.modes import Mode
 from server.revocations import claim_of
@@ -76,11 +76,10 @@ class Models:
             return
         # Counted before it is asked whether it may be read: see InFlight.
         with self._in_flight.answering(document_id or BASE):
-            km = await self._km(caller, name, document_id) if document_id else None
+            km, choice = await run_in_threadpool(self._chosen, caller, name, document_id, ke or None)
             mode, salt = Mode.BASE, caller.user_id
             if km is not None:
                 mode, salt = Mode.KM, version_salt(km.document_id, km.version)
-            choice = await run_in_threadpool(self._kes.choose, ke or None, mode, auto=False)
             async with self._composites.plugged(km, choice.ke) as adapter:
                 claim = claim_of(caller, Action.ASK, document_id)
                 yield Asked(mode, adapter, PRIORITY_USER, salt, caller.user_id, claim)
@@ -120,9 +119,17 @@ class Models:
             return model
         return (await run_in_threadpool(self.one, caller, model)).document_id
 
-    async def _km(self, principal: Principal, model: str, document_id: str) -> KM:
-        await run_in_threadpool(self._registry.get_document, principal, document_id, Action.ASK)
-        km = await run_in_threadpool(self._kms.of, document_id)
+    def _chosen(
+        self, principal: Principal, model: str, document_id: str | None, ke: str | None
+    ) -> tuple[KM | None, KEChoice]:
+        """The KM, of a document that the principal may ask, and the KE. Blocking."""
+        if document_id is None:
+            return None, self._kes.choose(ke, Mode.BASE, auto=False)
+        return self._km(principal, model, document_id), self._kes.choose(ke, Mode.KM, auto=False)
+
+    def _km(self, principal: Principal, model: str, document_id: str) -> KM:
+        self._registry.get_document(principal, document_id, Action.ASK)
+        km = self._kms.of(document_id)
         if model.startswith("km_") and km.id != model:
             # A newer one has taken its place in this very moment.
             raise NotFoundError

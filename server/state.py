@@ -20,6 +20,7 @@ from km_registry.registry import Registry
 from km_registry.tracing import Tracing
 from km_registry.types import Event
 from server.answering import Answerer
+from server.asked_notes import AskedNotes
 from server.chatting import Chatter
 from server.completing import Completer
 from server.composites import Composites
@@ -107,6 +108,7 @@ class AppState:
             self.metrics,
             self.revocations,
             self.limiter,
+            AskedNotes(self.registry),
             most=min(self.settings.max_requests, self.settings.max_requests_per_user),
             closing=self.closing,
         )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from km_registry.access import may, strongest
 from km_registry.errors import NotFoundError
-from km_registry.store.rows import as_document, live_document
+from km_registry.store.rows import AnyRow, as_document, live_document
 from km_registry.store.store import Store, now
 from km_registry.tables import ApiKeyRow, DocumentRow, GrantRow, MembershipRow, UserRow
-from km_registry.types import Action, Claim, Grant, Principal, Role
+from km_registry.types import Action, Claim, Document, Grant, Principal, Role
 
 
 def require(
@@ -28,6 +29,35 @@ def require(
     if not may(principal, action, as_document(row), grants):
         raise NotFoundError
     return row
+
+
+_ALLOWED = (
+    select(
+        *DocumentRow.__table__.c,
+        GrantRow.role,
+        GrantRow.user_id,
+        GrantRow.group_id,
+        GrantRow.created_at.label("granted_at"),
+    )
+    .join(GrantRow, GrantRow.document_id == DocumentRow.id)
+    .outerjoin(MembershipRow, MembershipRow.group_id == GrantRow.group_id)
+    .where(
+        DocumentRow.id == bindparam("document_id"),
+        DocumentRow.deleted_at.is_(None),
+        or_(GrantRow.user_id == bindparam("user_id"), MembershipRow.user_id == bindparam("user_id")),
+    )
+)
+
+
+def allowed(store: Store, principal: Principal, action: Action, document_id: str) -> Document:
+    """The same for whoever only looks: one statement, which finds nothing for "not yours" and "not there"."""
+    with store.database.looking_up() as connection:
+        rows = connection.execute(_ALLOWED, {"document_id": document_id, "user_id": principal.user_id}).all()
+    if rows:
+        document = as_document(rows[0])
+        if may(principal, action, document, [_as_grant(row, document_id) for row in rows]):
+            return document
+    raise NotFoundError
 
 
 def visible_to(principal: Principal) -> ColumnElement[bool]:
@@ -80,9 +110,9 @@ def standing(store: Store, claims: Collection[Claim]) -> set[Claim]:
     return {claim for claim in claims if stands(claim)}
 
 
-def key_works() -> ColumnElement[bool]:
-    """The keys that are neither revoked nor expired, as a condition."""
-    unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now())
+def key_works(at: BindParameter[datetime] | None = None) -> ColumnElement[bool]:
+    """The keys that are neither revoked nor expired, now or at the named moment, as a condition."""
+    unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > (now() if at is None else at))
     return and_(ApiKeyRow.revoked_at.is_(None), unexpired)
 
 
@@ -105,10 +135,13 @@ def _held(
     )
     found: dict[tuple[str, str], list[Grant]] = defaultdict(list)
     for row, user_id in session.execute(query):
-        principal_id = row.user_id or row.group_id or ""
-        grant = Grant(row.document_id, principal_id, "", Role(row.role), row.created_at)
+        grant = Grant(row.document_id, row.user_id or row.group_id or "", "", Role(row.role), row.created_at)
         found[user_id, row.document_id].append(grant)
     return found
+
+
+def _as_grant(row: AnyRow, document_id: str) -> Grant:
+    return Grant(document_id, row.user_id or row.group_id or "", "", Role(row.role), row.granted_at)
 
 
 def _holds(user_ids: Collection[str]) -> ColumnElement[bool]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import CursorResult, delete, or_, select
+from sqlalchemy import CursorResult, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from km_registry.access import may_administer
 from km_registry.errors import NotFoundError
 from km_registry.store.store import Store, now
 from km_registry.tables import AuditRow, DocumentRow, GrantRow
-from km_registry.types import AuditEntry, Principal, Role
+from km_registry.types import AuditEntry, Claim, Principal, Role
 
 DONE = "done"
 REFUSED = "refused"
@@ -32,16 +33,35 @@ def note(
     outcome: str = DONE,
 ) -> None:
     """Note what is done in the caller's transaction, so that it cannot happen unnoted. None is the server."""
-    row = AuditRow(
-        at=now(),
-        actor_id=principal.user_id if principal else None,
-        key_id=principal.key_id if principal else None,
-        action=action,
-        target_id=_checked(target_id),
-        other_id=_checked(other_id),
-        outcome=outcome,
-    )
-    session.add(row)
+    session.add(AuditRow(**_fields(principal, action, target_id, other_id, outcome)))
+
+
+def note_asked(store: Store, claims: Sequence[Claim]) -> None:
+    """Note that these documents were asked, each by the claim's principal: all in one transaction."""
+    notes = [
+        _fields(claim.principal, f"document.{claim.action}", claim.document_id, None, DONE)
+        for claim in claims
+    ]
+    with store.transaction() as transaction:
+        # By columns and not by entities, since every answer waits for it.
+        transaction.session.connection().execute(_NOTE, notes)
+
+
+_NOTE = insert(AuditRow)
+
+
+def _fields(
+    principal: Principal | None, action: str, target_id: str | None, other_id: str | None, outcome: str
+) -> dict[str, Any]:
+    return {
+        "at": now(),
+        "actor_id": principal.user_id if principal else None,
+        "key_id": principal.key_id if principal else None,
+        "action": action,
+        "target_id": _checked(target_id),
+        "other_id": _checked(other_id),
+        "outcome": outcome,
+    }
 
 
 @contextmanager

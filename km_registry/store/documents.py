@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -15,7 +15,7 @@ from km_registry.artifacts import atomic_write, purge_dir
 from km_registry.errors import ArtifactError, NotFoundError
 from km_registry.ids import new_id
 from km_registry.store import audit, quota
-from km_registry.store.access import require, visible_to
+from km_registry.store.access import allowed, visible_to
 from km_registry.store.content import Content, checked
 from km_registry.store.jobs import queue_job
 from km_registry.store.rows import as_document, as_job, as_km, as_version, find_job, latest_job, live_document
@@ -69,14 +69,11 @@ def _marked(store: Store, document_id: str) -> Iterator[None]:
 def get(store: Store, principal: Principal, document_id: str, action: Action) -> Document:
     """The document, if the principal may do this with it; NotFoundError otherwise, for whatever reason.
 
-    What reads its content is noted in the audit log, as is every refusal.
+    Refusals and exports are noted in the audit log here, and what was asked by `audit.note_asked`.
     """
-    with (
-        audit.refusals(store, principal, f"document.{action}", document_id),
-        store.database.reading() as session,
-    ):
-        document = as_document(require(session, principal, action, document_id))
-    if action in (Action.ASK, Action.EXPORT):
+    with audit.refusals(store, principal, f"document.{action}", document_id):
+        document = allowed(store, principal, action, document_id)
+    if action is Action.EXPORT:
         with store.transaction() as transaction:
             audit.note(transaction.session, principal, f"document.{action}", document_id)
     return document
@@ -139,11 +136,16 @@ def job_of(store: Store, document_id: str) -> Job:
         return as_job(latest_job(session, document_id))
 
 
+_KM_OF = select(*KMRow.__table__.c).where(
+    KMRow.retired_at.is_(None), KMRow.document_id == bindparam("document_id")
+)
+
+
 def km_of(store: Store, document_id: str) -> KM | None:
     """The KM that answers for the document."""
-    with store.database.reading() as session:
-        row = session.scalars(_answering(KMRow.document_id == document_id)).one_or_none()
-        return None if row is None else as_km(row, store.layout)
+    with store.database.looking_up() as connection:
+        row = connection.execute(_KM_OF, {"document_id": document_id}).one_or_none()
+    return None if row is None else as_km(row, store.layout)
 
 
 def all_kms_of(store: Store, document_id: str) -> list[KM]:

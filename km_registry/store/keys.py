@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import Select, bindparam, func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -24,28 +25,32 @@ from km_registry.types import ApiKey, Principal
 #: How old a note of the last use may get before a request renews it.
 _NOTED_FOR = timedelta(minutes=1)
 
+_HOLDER = (
+    select(ApiKeyRow.id, ApiKeyRow.user_id, ApiKeyRow.last_used_at, UserRow.is_admin)
+    .join(UserRow, ApiKeyRow.user_id == UserRow.id)
+    .where(key_works(bindparam("now")))
+)
+_BY_SECRET = _HOLDER.where(ApiKeyRow.sha256 == bindparam("which"))
+_BY_ID = _HOLDER.where(ApiKeyRow.id == bindparam("which"))
+
 
 def authenticate(store: Store, secret: str) -> Principal | None:
     """Whose secret this is; None also for that of a key which was revoked or has expired."""
-    return _holder(store, ApiKeyRow.sha256 == secret_digest(secret))
+    return _holder(store, _BY_SECRET, secret_digest(secret))
 
 
 def holder(store: Store, key_id: str) -> Principal | None:
     """Whose key this is; None also for one which was revoked or has expired."""
-    return _holder(store, ApiKeyRow.id == key_id)
+    return _holder(store, _BY_ID, key_id)
 
 
-def _holder(store: Store, which: ColumnElement[bool]) -> Principal | None:
-    query = (
-        select(ApiKeyRow, UserRow).join(UserRow, ApiKeyRow.user_id == UserRow.id).where(which, key_works())
-    )
-    with store.database.reading() as session:
-        found = session.execute(query).one_or_none()
-        if found is None:
-            return None
-        key, user = found
-        principal = Principal(user.id, is_admin=user.is_admin, key_id=key.id)
-        used = key.last_used_at
+def _holder(store: Store, query: Select[*tuple[Any, ...]], which: str) -> Principal | None:
+    with store.database.looking_up() as connection:
+        found = connection.execute(query, {"which": which, "now": now()}).one_or_none()
+    if found is None:
+        return None
+    principal = Principal(found.user_id, is_admin=found.is_admin, key_id=found.id)
+    used = found.last_used_at
     if used is None or now() - used > _NOTED_FOR:
         _note_use(store, key_id=principal.key_id)
     return principal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from km_registry.errors import NotFoundError
@@ -38,6 +38,9 @@ from km_registry.types import (
     User,
 )
 
+#: Columns of a row, whichever were asked for.
+AnyRow = Row[*tuple[Any, ...]]
+
 
 def as_user(row: UserRow) -> User:
     """The record of a row."""
@@ -56,8 +59,8 @@ def as_key(row: ApiKeyRow) -> ApiKey:
     )
 
 
-def as_document(row: DocumentRow) -> Document:
-    """The record of a row."""
+def as_document(row: DocumentRow | AnyRow) -> Document:
+    """The record of a row, or of one of its columns."""
     return Document(row.id, row.owner_id, row.title, row.sha256, row.size_bytes, row.created_at, row.version)
 
 
@@ -84,8 +87,8 @@ def as_job(row: JobRow) -> Job:
     )
 
 
-def as_km(row: KMRow, layout: Layout) -> KM:
-    """The record of a row."""
+def as_km(row: KMRow | AnyRow, layout: Layout) -> KM:
+    """The record of a row, or of one of its columns."""
     return KM(
         id=row.id,
         engine_id=row.engine_id,

@@ -473,7 +473,7 @@ class TestAudit:
     ) -> None:
         document, _, _ = registry.add_document(owner, "Kaldvik", FIRST)
         registry.add_document(owner, "Kaldvik", FIRST)
-        registry.get_document(owner, document.id, Action.ASK)
+        registry.people.note_asked([Claim(owner, owner.key_id, Action.ASK, document.id)])
         registry.people.share(owner, document.id, user="Bob")
         registry.people.unshare(owner, document.id, stranger.user_id)
         registry.update_document(owner, document.id, SECOND)
