@@ -13,13 +13,15 @@ Those who wait are served in the order in which their adapters came, better prio
 an adapter together. While W adapters wait, the W turns that began first are closed: their slots take no more
 requests, so that they drain. Hence the bound on waiting: behind p others of its own or a better priority, an
 adapter has its slot after at most ceil((p + 1) / slots) times as long as the longest request takes in one.
+
+Of those that nobody uses the least popular leaves (`popularity`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from server.engine.popularity import Popularity
 from server.engine.residency_types import Counts, Decision, IntegrityError, Move, Queue, Turn
 
 __all__ = ["Counts", "Decision", "IntegrityError", "Move", "Residency"]
@@ -41,10 +43,11 @@ class Residency:
             )
         self._slots, self._places = slots, places
         self._clock = 0
-        #: Least recently used first. True while an adapter is loaded ahead of its first request.
-        self._memory: OrderedDict[int, bool] = OrderedDict()
-        #: Those whose turns ended longest ago first.
-        self._turns: OrderedDict[int, Turn] = OrderedDict()
+        # Short, so that a document of today soon outdoes one of yesterday. Of what is in memory only.
+        self._popularity = Popularity(half_life=4 * slots)
+        #: True while an adapter is loaded ahead of its first request.
+        self._memory: dict[int, bool] = {}
+        self._turns: dict[int, Turn] = {}
         self._waiting: dict[int, Queue] = {}
         self._adapter_of: dict[int, int] = {}
         self._found = {"slot": 0, "memory": 0, "disk": 0}
@@ -80,7 +83,6 @@ class Residency:
                 del self._waiting[adapter]
         elif turn is not None:
             turn.tickets.discard(ticket)
-            self._touch(adapter)
         return self._granted()
 
     def moved(self, move: Move) -> Decision:
@@ -114,15 +116,16 @@ class Residency:
     def prefetch(self, adapter: int) -> Decision:
         """Somebody may soon ask the adapter: have it loaded to memory, unless others need all the places."""
         if adapter in self._memory:
-            self._touch(adapter)
+            self._popularity.used(adapter)
             return Decision()
         full = len(self._memory) >= self._places
         spare = [one for one in self._memory if one not in self._turns and not self.busy(one)]
         # A request must always find a place, so those that are loaded ahead may not take them all.
         if sum(self._memory.values()) >= self._places - self._slots or (full and not spare):
             return Decision()
-        drop = self._take_place(adapter, spare[:1] if full else [])
+        drop = self._take_place(adapter, self._least(spare) if full else None)
         self._memory[adapter] = True
+        self._popularity.used(adapter)
         return Decision((Move(adapter, drop=drop, load=True, place=False),))
 
     def retire(self, adapter: int) -> tuple[int, ...]:
@@ -200,10 +203,8 @@ class Residency:
         yield "no negative number of slots", min(counts.pinned, counts.idle, counts.free) >= 0
         yield "no more in memory than there are places", counts.in_memory <= self._places
         yield "what is in a slot is in memory", self.in_slots <= self.in_memory
-        yield (
-            "every request is in flight or waits, once",
-            sorted(in_flight + queued) == sorted(self._adapter_of),
-        )
+        there = sorted(in_flight + queued)
+        yield "every request is in flight or waits, once", there == sorted(self._adapter_of)
         yield "nobody waits beside an unused slot", not queued or counts.pinned == self._slots
         yield "no empty queue", all(queue.tickets for queue in self._waiting.values())
         yield "what left a slot came to one", self._swaps - self._left_slot == len(self._turns)
@@ -237,7 +238,7 @@ class Residency:
         # True while it is being loaded ahead, which may fail.
         load = self._memory.get(adapter, True)
         if adapter not in self._memory:
-            drop = self._take_place(adapter, self._victims())
+            drop = self._take_place(adapter, self._outgoing())
         # Whatever left memory has left its slot.
         if len(self._turns) == self._slots and (victim := self._idle()) is not None:
             self._leave_slot(victim)
@@ -246,32 +247,35 @@ class Residency:
         self._swaps += 1
         return Move(adapter, drop=drop, vacate=vacate, load=load)
 
-    def _victims(self) -> list[int]:
-        """Who leaves memory for a request's adapter: the least recently used, rather one nobody waits for."""
+    def _outgoing(self) -> int | None:
+        """Who leaves memory for a request's adapter; None if there is room."""
         if len(self._memory) < self._places:
-            return []
-        unpinned = [one for one in self._memory if not self._held(one)]
-        return [next((one for one in unpinned if one not in self._waiting), unpinned[0])]
+            return None
+        return self._least(one for one in self._memory if not self._held(one))
 
-    def _take_place(self, adapter: int, victims: list[int]) -> tuple[int, ...]:
-        for victim in victims:
-            self._leave_slot(victim)
-            self._leave_memory(victim)
+    def _take_place(self, adapter: int, victim: int | None) -> tuple[int, ...]:
         self._memory[adapter] = False
         self._loads += 1
-        return tuple(victims)
+        if victim is None:
+            return ()
+        self._leave_slot(victim)
+        self._leave_memory(victim)
+        return (victim,)
 
     def _idle(self) -> int | None:
-        """The idle adapter whose turn ended longest ago; rather one that nobody waits for."""
-        idle = [adapter for adapter, turn in self._turns.items() if not turn.pinned]
-        return next((one for one in idle if one not in self._waiting), idle[0] if idle else None)
+        """The idle adapter that leaves its slot first; None if all are pinned."""
+        return self._least(adapter for adapter, turn in self._turns.items() if not turn.pinned)
+
+    def _least(self, adapters: Iterable[int]) -> int | None:
+        """The least popular; rather one that nobody waits for; None of none."""
+        return min(adapters, key=lambda one: (one in self._waiting, self._popularity(one)), default=None)
 
     def _join(
         self, adapter: int, turn: Turn, tickets: list[int], move: Move | None = None
     ) -> tuple[int, ...]:
         """Let the requests run in the adapter's turn; those that may at once."""
         turn.tickets.update(tickets)
-        self._touch(adapter)
+        self._popularity.used(adapter, len(tickets))
         if move is not None:
             self._found["disk" if move.load else "memory"] += 1
         self._found["slot"] += len(tickets) - (move is not None)
@@ -289,11 +293,7 @@ class Residency:
     def _leave_memory(self, adapter: int) -> None:
         if self._memory.pop(adapter, None) is not None:
             self._left_memory += 1
-
-    def _touch(self, adapter: int) -> None:
-        self._memory.move_to_end(adapter)
-        if adapter in self._turns:
-            self._turns.move_to_end(adapter)
+            self._popularity.forget(adapter)
 
     def _tick(self) -> int:
         self._clock += 1

@@ -52,6 +52,25 @@ def test_a_ticket_is_for_one_request(residency: Residency) -> None:
         residency.ask(1, 8)
 
 
+def test_the_popular_stays_in_its_slot_and_in_memory(residency: Residency) -> None:
+    fill(residency, 1, 1, 2, 3)
+    assert residency.in_slots == {1, 3}
+    assert residency.ask(5, 4) == Decision((Move(4, drop=(2,), vacate=(3,), load=True),))
+
+
+def test_the_popular_of_yesterday_leaves(residency: Residency) -> None:
+    # A use counts half as much eight uses later: four for every slot.
+    fill(residency, *[1] * 20, *[2, 3] * 20)
+    assert residency.in_slots == {2, 3}
+
+
+def test_what_leaves_memory_is_popular_no_longer(residency: Residency) -> None:
+    fill(residency, 1, 1, 1)
+    residency.forget(1)
+    fill(residency, 1, 2, 2, 3)
+    assert residency.in_slots == {2, 3}
+
+
 def test_the_slot_that_was_idle_longest_is_taken(residency: Residency) -> None:
     fill(residency, 1, 2)
     settle(residency, residency.ask(3, 1))
