@@ -18,12 +18,22 @@ GRACE_S = 2
 _NOT_STARTED = "The HTTP application did not start; see server.log."
 
 
+#: How long a connection without requests is kept, in seconds. Longer than clients and proxies keep theirs: who
+#: sends on a connection that is being closed gets no answer.
+KEEP_ALIVE_S = 75
+
+
 class HttpServer:
     """Serves an application on a socket that listens already."""
 
     def __init__(self, app: FastAPI, listener: socket.socket) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server = _Server(config)
         self._listener = listener

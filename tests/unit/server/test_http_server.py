@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from km_registry.errors import KMError
-from server.http_server import HttpServer
+from server.http_server import KEEP_ALIVE_S, HttpServer
 from server.startup import listen, url_of
 
 
@@ -52,3 +52,7 @@ async def test_an_application_that_does_not_start() -> None:
         with pytest.raises(KMError, match=r"server\.log"):
             await server.start()
         await asyncio.wait_for(server.stop(), 5)
+
+
+def test_clients_let_go_of_an_idle_connection_before_the_server_does() -> None:
+    assert KEEP_ALIVE_S > 2 * (httpx.Limits().keepalive_expiry or 0) > 0
