@@ -111,7 +111,8 @@ class Composites:
             await self._engine.retire(adapter_of(km))
 
     async def evict_kms(self, kms: Iterable[KM]) -> list[Eviction]:
-        """Have the engine let go of KMs and all composites of them; what it says of those that were in it.
+        """Have the engine let go of KMs and all composites of them; what it says of those that were in it,
+        and of all where replicas said so.
 
         Their files may be removed then. Nobody may be using them, or begin to.
         """
@@ -119,7 +120,7 @@ class Composites:
         for km in kms:
             evicted += await self._evict([path for path in self._known() if path.parent.name == km.id])
             evicted.append(await self._engine.evict(adapter_of(km)))
-        return [one for one in evicted if one.resident]
+        return [one for one in evicted if one.resident or one.replicas]
 
     async def evict_ke(self, ke: KE) -> list[Eviction]:
         """The same for all composites of a KE, and what serves it alone."""

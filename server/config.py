@@ -26,7 +26,29 @@ class ServerSettings(RegistrySettings):
         True, description="train on this machine; off where `km worker` runs elsewhere on the same data"
     )
 
-    engine: Literal["vllm", "scripted"] = Field("vllm", description="`scripted` is for tests")
+    engine: Literal["vllm", "ray", "scripted"] = Field(
+        "vllm", description="`ray` puts replicas of the engine on Ray Serve; `scripted` is for tests"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="address of a Ray cluster (`auto`, host:port), whose replicas several servers share; "
+        "without one a Ray of this server's own is started on this machine",
+    )
+    ray_engine: Literal["vllm", "scripted"] = Field("vllm", description="what a replica on Ray is")
+    ray_replicas: int = Field(1, ge=1, description="engine replicas on Ray, at least")
+    ray_max_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="engine replicas on Ray, at most: as many as requests need; ray_replicas by itself",
+    )
+    ray_target_requests: float = Field(
+        8.0, gt=0, description="requests at a time for which Ray keeps one replica"
+    )
+    ray_target_first_token_s: float | None = Field(
+        None, gt=0, description="mean time to first tokens, in seconds, above which Ray adds a replica"
+    )
+    ray_replica_cpus: float = Field(1.0, gt=0, description="processors of a replica, as Ray counts them")
+    ray_replica_gpus: float = Field(0.0, ge=0, description="GPUs of a replica, as Ray counts them")
     max_loras: int = Field(8, ge=1, description="KMs that one batch may mix")
     max_cpu_loras: int = Field(64, ge=1, description="KMs kept in memory")
     max_model_len: int = Field(4096, ge=256, description="longest prompt plus answer, in tokens")

@@ -88,10 +88,12 @@ class Deletions:
         evicted = await self._composites.evict_kms(kms)
         purged = await run_in_threadpool(self._registry.purge, document.id)
         purged |= {
-            "engine_adapters": len(evicted),
+            "engine_adapters": sum(one.resident for one in evicted),
             "engine_slots": sum(one.from_slot for one in evicted),
             "engine_prefixes_forgotten": all(one.prefixes_forgotten for one in evicted),
         }
+        if replicas := {name for one in evicted for name in one.replicas}:
+            purged["engine_replicas"] = sorted(replicas)
         receipt = await run_in_threadpool(self._registry.complete_deletion, document.id, purged)
         _log.info("document deleted", document_id=document.id, evicted=[one.name for one in evicted])
         return receipt

@@ -139,13 +139,15 @@ class Eviction:
 
     Where it was, `from_slot` and `from_memory`, its weights were overwritten with zeros. `prefixes_forgotten`
     says whether cached prefixes were forgotten by then. If not, since other requests were running, nothing
-    can find those of this adapter any more, and they are forgotten as soon as the engine is idle.
+    can find those of this adapter any more, and they are forgotten as soon as the engine is idle. Of an
+    engine with replicas, `replicas` are those that acknowledged: all that were alive.
     """
 
     name: str
     from_slot: bool
     from_memory: bool
     prefixes_forgotten: bool
+    replicas: tuple[str, ...] = ()
 
     @property
     def resident(self) -> bool:

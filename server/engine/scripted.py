@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
@@ -44,11 +45,27 @@ def scripted_reply(request: GenerationRequest) -> str:
     return f"{speaker} says {digest[:4]} {digest[4:8]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long what an engine does takes, in seconds; nothing by default."""
+
+    first_token_s: float = 0.0
+    token_s: float = 0.0
+    load_s: float = 0.0
+    swap_s: float = 0.0
+
+
+async def _passed(seconds: float) -> None:
+    if seconds:
+        await asyncio.sleep(seconds)
+
+
 class _ScriptedMover:
     """Keeps `resident`, the adapters in memory by name."""
 
-    def __init__(self, resident: dict[str, Adapter]) -> None:
+    def __init__(self, resident: dict[str, Adapter], pace: Pace) -> None:
         self._resident = resident
+        self._pace = pace
 
     async def prepare(self, adapter: Adapter) -> None:
         if not adapter.path.is_dir():
@@ -58,7 +75,10 @@ class _ScriptedMover:
         for name in [name for name, one in self._resident.items() if one.engine_id in move.drop]:
             del self._resident[name]
         if move.load:
+            await _passed(self._pace.load_s)
             self._resident[adapter.name] = adapter
+        if move.place:
+            await _passed(self._pace.swap_s)
 
     async def forget(self, adapter: Adapter) -> None:
         self._resident.pop(adapter.name, None)
@@ -68,8 +88,8 @@ class ScriptedEngine:
     """Replies by `reply`; records what it was asked and keeps the real engine's rules.
 
     An adapter's files must be there when it is loaded, its name, id and path must belong together for ever,
-    requests wait for a slot, and an eviction for the requests in flight. `hold` makes requests wait until
-    `release`, also streams that have begun.
+    requests wait for a slot, and an eviction for the requests in flight. It takes its time by `pace`. `hold`
+    makes requests wait until `release`, also streams that have begun.
     """
 
     def __init__(
@@ -80,6 +100,7 @@ class ScriptedEngine:
         max_model_len: int = 4096,
         slots: int = 4,
         places: int = 64,
+        pace: Pace | None = None,
     ) -> None:
         self.requests: list[GenerationRequest] = []
         self.in_flight: list[GenerationRequest] = []
@@ -94,7 +115,8 @@ class ScriptedEngine:
         self._reply = reply
         self._max_model_len = max_model_len
         self._sizes = {"slots": slots, "places": places}
-        self._mover = _ScriptedMover(self.resident)
+        self._pace = pace or Pace()
+        self._mover = _ScriptedMover(self.resident, self._pace)
         self._admission = Admission(self._mover, **self._sizes)
         self._known: dict[str, Adapter] = {}
         self._go = asyncio.Event()
@@ -169,6 +191,7 @@ class ScriptedEngine:
         self._admit(request)
         async with self._flying(request):
             await self._go.wait()
+            await _passed(self._pace.first_token_s + self._pace.token_s * len(generation.token_ids))
             await self.check()
         return generation
 
@@ -179,7 +202,9 @@ class ScriptedEngine:
         self._admit(request)
         told, count = "", max(1, len(whole.token_ids))
         async with self._flying(request):
+            await _passed(self._pace.first_token_s)
             for index in range(count):
+                await _passed(self._pace.token_s)
                 if self._free_tokens:
                     self._free_tokens -= 1
                 else:

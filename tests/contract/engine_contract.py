@@ -17,6 +17,7 @@ from server.engine.base import (
     AdapterLoadError,
     Delta,
     Engine,
+    EngineStatus,
     GenerationRequest,
     UnsupportedRequestError,
 )
@@ -42,6 +43,14 @@ async def streamed(engine: Engine, request: GenerationRequest) -> list[Delta]:
     """All pieces of an answer."""
     async with aclosing(engine.stream(request)) as stream:
         return [delta async for delta in stream]
+
+
+async def until(engine: Engine, holds: Callable[[EngineStatus], bool]) -> EngineStatus:
+    """How the engine is, once that holds: it may be in another process, which is told a little later."""
+    async with asyncio.timeout(30):
+        while not holds(status := await engine.status()):  # noqa: ASYNC110  it has no event for it
+            await asyncio.sleep(0.01)
+    return status
 
 
 class EngineContract:
@@ -156,7 +165,7 @@ class EngineContract:
             await anext(stream)
             during = await engine.status()
         await engine.generate(ask(QUESTION, 2, adapter=adapter))
-        after = await engine.status()
+        after = await until(engine, lambda status: status.adapters.pinned == 0)
         assert (before.waiting, before.answering, before.adapters.pinned) == (0, 0, 0)
         assert (during.waiting + during.answering, during.adapters.pinned) == (1, 1)
         assert (after.waiting, after.answering, after.adapters.pinned) == (0, 0, 0)
@@ -219,8 +228,7 @@ class EngineContract:
             for stream in streams:
                 await anext(stream)
             waiting = asyncio.create_task(engine.generate(ask(QUESTION, 2, adapter=last)))
-            await asyncio.sleep(0)
-            assert (await engine.status()).adapters.waiting == 1
+            await until(engine, lambda status: status.adapters.waiting == 1)
             assert await engine.retire(last) == 1
             with pytest.raises(AdapterGoneError):
                 await waiting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from km_registry.jobs import MemoryJobQueue
 from km_registry.registry import Registry
 from km_registry.types import KM, JobState
 from server.app import AppState
+from server.engine.base import Adapter, Eviction
 from server.engine.scripted import ScriptedEngine
 from tests.unit.server.conftest import TEXT, Someone, error_of, train
 
@@ -59,6 +61,22 @@ async def test_everything_is_gone(
         True,
     )
     error_of(await bob.http.get(f"/receipts/{document_id}"), 404)
+
+
+async def test_the_receipt_names_the_replicas_that_acknowledged(
+    ada: Someone, registry: Registry, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document_id = await ada.upload()
+    train(registry, document_id, ada.principal)
+    alone = engine.evict
+
+    async def on_two(adapter: Adapter) -> Eviction:
+        return replace(await alone(adapter), replicas=("a1", "b2"))
+
+    monkeypatch.setattr(engine, "evict", on_two)
+    purged = (await ada.http.delete(f"/documents/{document_id}")).json()["purged"]
+    # It was never asked, so none held it; both said so.
+    assert (purged["engine_adapters"], purged["engine_replicas"]) == (0, ["a1", "b2"])
 
 
 async def test_training_is_stopped(ada: Someone, registry: Registry, queue: MemoryJobQueue) -> None:
