@@ -18,8 +18,8 @@ GRACE_S = 2
 _NOT_STARTED = "The HTTP application did not start; see server.log."
 
 
-#: How long a connection without requests is kept, in seconds. Longer than clients and proxies keep theirs: who
-#: sends on a connection that is being closed gets no answer.
+#: How long a connection without requests is kept, in seconds. Longer than clients and proxies keep theirs:
+#: who sends on a connection that is being closed gets no answer.
 KEEP_ALIVE_S = 75
 
 
