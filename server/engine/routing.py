@@ -9,6 +9,7 @@ the same in every process, and when a replica comes or goes only its own adapter
 
 A replica that is much busier than the average comes last (Mirrokni, Thorup and Zadimoghaddam, "Consistent
 Hashing with Bounded Loads", 2017): what is asked more than one replica can answer spills to another home.
+With few requests in flight the average says little; as many as there are slots more are no reason to go away.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from hashlib import blake2b
 
+#: So many adapters for every slot of a replica: what was sent there may be in a slot, or else in memory.
+_REMEMBERED = 4
 _NOT_TOLD: Mapping[str, Collection[str]] = {}
 
 
 class Router:
     """Ranks replicas for a request. Every gateway has one of its own; they need not talk to each other."""
 
-    def __init__(self, *, slots: int, spread: float = 2.5, choices: int = 3, seed: int = 0) -> None:
+    def __init__(self, *, slots: int, spread: float = 1.25, choices: int = 3, seed: int = 0) -> None:
         """A router that has sent nothing yet.
 
         Args:
             slots: how many adapters a replica has in slots.
-            spread: how many times as busy as the average a replica may be.
+            spread: how many times as busy as the average a replica may be, and one request for every slot more.
             choices: from how many homes the least busy is taken for an adapter that is in no slot.
             seed: gateways with the same one agree on the homes.
 
@@ -39,7 +42,7 @@ class Router:
             raise ValueError(f"{slots} slots and {choices} choices: give at least one of each")
         if not spread >= 1:
             raise ValueError(f"spread {spread}: some replica is as busy as the average, so give at least 1")
-        self._remembered = 2 * slots
+        self._slots = slots
         self._spread, self._choices = spread, choices
         self._salt = seed.to_bytes(8, "little", signed=True)
         #: By replica, what was sent there last; the latest is last.
@@ -83,7 +86,7 @@ class Router:
         latest = self._sent.setdefault(replica, OrderedDict())
         latest[adapter] = None
         latest.move_to_end(adapter)
-        if len(latest) > self._remembered:
+        if len(latest) > _REMEMBERED * self._slots:
             latest.popitem(last=False)
 
     def homes(self, adapter: str, replicas: Collection[str]) -> list[str]:
@@ -92,7 +95,7 @@ class Router:
 
     def bound(self, loads: Mapping[str, int]) -> float:
         """The load above which a replica is too busy."""
-        return self._spread * sum(loads.values()) / len(loads) + 1 if loads else 0.0
+        return self._spread * sum(loads.values()) / len(loads) + self._slots if loads else 0.0
 
     def _weight(self, adapter: str, replica: str) -> bytes:
         # Not hash(): that differs from process to process.
