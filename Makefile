@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 
-.PHONY: help setup setup-tests demo serve test test-faults lint format docs bench bench-compose bench-reliability bench-retrieval bench-serve bench-train
+.PHONY: help setup setup-tests demo serve test test-faults lint format docs bench bench-compose bench-reliability bench-retrieval bench-scale bench-serve bench-train
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -50,6 +50,9 @@ bench-retrieval: setup  ## how long an index takes, and what passages add to an 
 
 bench-serve: setup  ## what KMs cost in time and memory, over HTTP, and against the document in the prompt
 	@$(PY) -m benchmarks.serve
+
+bench-scale: setup  ## replicas on Ray Serve, their routing and failing over, 100,000 documents' records
+	@$(PY) -m benchmarks.scale
 
 bench-train: setup  ## training against the straightforward reference: seconds, loss, share of the matmul ceiling
 	@$(PY) -m benchmarks.train

@@ -121,7 +121,7 @@ def application(config: RayConfig, make: Callable[[], Engine]) -> Any:
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=_GRACE_S,
         request_router_config=RequestRouterConfig(
-            request_router_class="server.engine.ray_routing.ResidencyRequestRouter",
+            request_router_class=config.router,
             request_router_kwargs={"slots": config.slots},
         ),
         **options,

@@ -8,6 +8,8 @@ from pathlib import Path
 #: The application on Ray Serve that gateways share. One cluster serves one base model.
 APP = "km-engine"
 DEPLOYMENT = "EngineReplica"
+#: Serve loads it by its path.
+ROUTER = "server.engine.ray_routing.ResidencyRequestRouter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,8 @@ class RayConfig:
     Without an `address` a Ray of our own is started on this machine, and ended with us; its files lie in
     `directory`. With `max_replicas` above `replicas` Serve adds and removes replicas by itself, so that each
     has about `target_requests` at a time and, if given, first tokens come within `target_first_token_s`.
-    `fingerprint` is the base model's: replicas with another one are refused.
+    `fingerprint` is the base model's: replicas with another one are refused. `router` is Serve's request
+    router.
     """
 
     fingerprint: str
@@ -31,3 +34,4 @@ class RayConfig:
     target_requests: float = 8.0
     target_first_token_s: float | None = None
     app: str = APP
+    router: str = ROUTER

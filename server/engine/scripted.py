@@ -47,8 +47,10 @@ def scripted_reply(request: GenerationRequest) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long what an engine does takes, in seconds; nothing by default."""
+    """How long what an engine does takes, in seconds; nothing by default. `running` answers are written at a
+    time, others wait in their slots."""
 
+    running: int = 2**30
     first_token_s: float = 0.0
     token_s: float = 0.0
     load_s: float = 0.0
@@ -116,6 +118,7 @@ class ScriptedEngine:
         self._max_model_len = max_model_len
         self._sizes = {"slots": slots, "places": places}
         self._pace = pace or Pace()
+        self._room = asyncio.Semaphore(self._pace.running)
         self._mover = _ScriptedMover(self.resident, self._pace)
         self._admission = Admission(self._mover, **self._sizes)
         self._known: dict[str, Adapter] = {}
@@ -263,6 +266,7 @@ class ScriptedEngine:
                     )
                 self.in_flight.append(request)
                 flying = True
+                await stack.enter_async_context(self._room)
                 yield
             except (asyncio.CancelledError, GeneratorExit):
                 self.cancelled.append(request)

@@ -41,13 +41,13 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def save_tiny_base(directory: Path) -> Path:
-    """Write model and tokenizer; hidden 32, 2 layers, 2 key-value heads for 4 heads, tied embeddings."""
+def save_tiny_base(directory: Path, *, hidden: int = 32) -> Path:
+    """Write model and tokenizer; of this width, 2 layers, 2 key-value heads for 4 heads, tied embeddings."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(directory)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
