@@ -16,6 +16,7 @@ _WORKERS = (
     "data_dir",
     "redis_url",
     "database_url",
+    "store_url",
     "base_model",
     "generator_url",
     "train_concurrency",
@@ -67,6 +68,8 @@ def worker(options: dict[str, Any]) -> None:
         fail("A worker needs the server's Redis. Set REDIS_URL or --redis-url to the one the server uses.")
     environment = {
         **{f"KM_{name.upper()}": str(getattr(settings, name)) for name in options},
+        "KM_STORE_URL": settings.store_url or "",
+        "KM_STORE_CACHE_GB": str(settings.store_cache_gb),
         "KM_DATA_DIR": str(settings.data_dir),
         "KM_DATABASE_URL": settings.effective_database_url,
         "KM_REDIS_URL": settings.redis_url,

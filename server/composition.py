@@ -103,7 +103,7 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
             cache_dir=settings.data_dir / "compiled",
             compile=settings.compile,
         ),
-        verifier(Layout(settings.data_dir).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
+        verifier(Layout.of(settings).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
     )
 
 
@@ -188,6 +188,8 @@ def worker_environment(
     return {
         "KM_DATA_DIR": str(settings.data_dir),
         "KM_DATABASE_URL": settings.effective_database_url,
+        "KM_STORE_URL": settings.store_url or "",
+        "KM_STORE_CACHE_GB": str(settings.store_cache_gb),
         "REDIS_URL": redis_url,
         "KM_REDIS_URL": redis_url,
         "KM_GENERATOR_URL": f"{server_url}/v1" if own else str(settings.generator_url),

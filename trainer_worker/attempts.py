@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from km_registry.errors import KMError, NotFoundError, StaleAttemptError
+from km_registry.errors import KMError, NotFoundError, StaleAttemptError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.tracing import NO_SPAN, Span
 from km_registry.types import Job
@@ -27,7 +27,7 @@ HEARTBEAT_S = 0.5
 #: Workers that begin at once want the same job, and one gets it.
 _LOOK_AT = 16
 #: What is full or away may not be so later.
-_PASSING = (OSError, OperationalError)
+_PASSING = (OSError, OperationalError, StoreUnavailableError)
 
 
 class Attempt:

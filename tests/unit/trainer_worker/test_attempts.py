@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from km_registry.errors import KMError, StaleAttemptError
+from km_registry.errors import KMError, StaleAttemptError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.types import Job, JobState, Principal
 from tests.support import stage_km
@@ -334,7 +334,12 @@ def test_a_process_that_ended_its_last_job_itself_is_not_cut_off(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), OperationalError("select", {}, Exception("gone"))]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OperationalError("select", {}, Exception("gone")),
+        StoreUnavailableError(),
+    ],
 )
 def test_what_may_pass_is_tried_again_later(
     registry: Registry, attempts: Attempts, upload: Any, error: Exception
