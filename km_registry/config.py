@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from km_registry.redis_connection import is_sentinel, sentinel_address
 from km_registry.settings_file import FileSource
 
 _STORES = ("s3", "gs", "az", "file")
@@ -106,7 +107,8 @@ class RegistrySettings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("KM_REDIS_URL", "REDIS_URL"),
-        description="Redis for the queue and events; without one the server starts a private one",
+        description="Redis for the queue and events, redis://… or "
+        "redis+sentinel://host1:26379,host2:26379/master/0; without one the server starts a private one",
     )
     store_url: str | None = Field(
         None,
@@ -186,6 +188,13 @@ class RegistrySettings(BaseSettings):
         except ValueError:
             # Not the reason: it could quote a key.
             raise ValueError("it is not valid JSON; quote it as one shell word") from None
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str | None) -> str | None:
+        if url and is_sentinel(url):
+            sentinel_address(url)
+        return url
 
     @field_validator("store_url")
     @classmethod

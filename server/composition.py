@@ -20,6 +20,7 @@ from km_registry.base_model import EMBEDDED, BaseModel
 from km_registry.config import GeneratorEndpoint
 from km_registry.events import RedisNotifier
 from km_registry.jobs import JobQueue, RqJobQueue
+from km_registry.redis_connection import open_async_redis, open_redis
 from km_registry.registry import Registry
 from km_registry.store.layout import Layout
 from km_registry.tracing import Tracing
@@ -56,11 +57,11 @@ class Records:
 
 def open_records(settings: ServerSettings, redis_url: str) -> Records:
     """Open the registry (its tables are made or migrated) and the queue. Blocking."""
-    redis = Redis.from_url(redis_url)
+    redis = open_redis(redis_url)
     registry = Registry.open(settings, RedisNotifier(redis))
     if removed := registry.recover():
         _log.info("removed what was left of uploads that were cut short", count=removed)
-    return Records(registry, RqJobQueue(redis, registry), redis, AsyncRedis.from_url(redis_url))
+    return Records(registry, RqJobQueue(redis, registry), redis, open_async_redis(redis_url))
 
 
 def preload(settings: ServerSettings) -> None:

@@ -30,6 +30,7 @@ from km_registry.errors import KMError
 from km_registry.events import RedisNotifier
 from km_registry.jobs import QUEUE_NAME, RqJobQueue, reconcile
 from km_registry.processes import die_with_parent
+from km_registry.redis_connection import open_redis
 from km_registry.registry import Registry
 from km_registry.tracing import NO_SPAN, Span, Tracing
 from km_registry.types import Job
@@ -50,7 +51,7 @@ def run_job(job_id: str) -> None:
     """
     die_with_parent(os.getppid())
     settings = TrainerSettings()
-    redis = Redis.from_url(_redis_url(settings))
+    redis = open_redis(_redis_url(settings))
     entry = get_current_job()
     tracing = Tracing.to(settings.otlp_endpoint, "km-worker")
     # A SIGTERM waits until the job is ours to hand back: it must not end us with the row left running.
@@ -232,7 +233,7 @@ def how_it_crashed(status: int | None) -> str:
 
 def work(settings: TrainerSettings) -> None:
     """Take jobs one after the other until SIGTERM."""
-    redis = Redis.from_url(_redis_url(settings))
+    redis = open_redis(_redis_url(settings))
     # Closed at once, since a connection must not be carried over a fork. The children and we open it faster
     # from here on: everything is imported, and the tables are up to date.
     Registry.open(settings).close()
