@@ -16,8 +16,9 @@ from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from km_registry import workers
 from km_registry.tracing import traceparent
-from km_registry.types import Job, Run
+from km_registry.types import DEFAULT_QUEUE, Job, Run, WorkerSeen
 
 QUEUE_NAME = "km-train"
 #: Named by a string: the registry does not import the worker.
@@ -30,6 +31,11 @@ _STOP_SECONDS = 5.0
 _LET_GO_SECONDS = 1.5
 _POLL_SECONDS = 0.05
 _OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
+
+
+def queue_name(label: str, name: str = QUEUE_NAME) -> str:
+    """What RQ calls the queue of this label."""
+    return name if label == DEFAULT_QUEUE else f"{name}.{label}"
 
 
 class JobQueue(Protocol):
@@ -48,7 +54,11 @@ class JobQueue(Protocol):
         ...
 
     def waiting(self) -> list[str]:
-        """Ids of the jobs that no worker has taken yet, oldest first."""
+        """Ids of the jobs that no worker has taken yet, oldest first in each queue."""
+        ...
+
+    def workers(self) -> list[WorkerSeen]:
+        """The workers that were heard of lately, by name."""
         ...
 
 
@@ -84,6 +94,8 @@ class MemoryJobQueue:
         self._waiting: dict[tuple[str, int], None] = {}
         #: Ids that were stopped, in order.
         self.stopped: list[str] = []
+        #: Who is said to work.
+        self.present: list[WorkerSeen] = []
 
     def enqueue(self, job: Job) -> None:
         """See JobQueue."""
@@ -101,6 +113,10 @@ class MemoryJobQueue:
         """See JobQueue."""
         with self._lock:
             return [job_id for job_id, _ in self._waiting]
+
+    def workers(self) -> list[WorkerSeen]:
+        """See JobQueue."""
+        return self.present
 
     def take(self) -> str | None:
         """The next job's id, taken out of the queue, as a worker would."""
@@ -129,22 +145,23 @@ class RqJobQueue:
         self._redis = redis
         self._runs = runs
         self._function = function
-        self._queue = Queue(name, connection=redis, serializer=JSONSerializer)
+        self._name = name
 
     def enqueue(self, job: Job) -> None:
         """See JobQueue."""
         rq_id = f"{job.id}-{job.attempt}"
         try:
-            self._enqueue(job.id, rq_id)
+            self._enqueue(job, rq_id)
         except DuplicateJobError:
             if self._remove_if_over(rq_id):
-                self._enqueue(job.id, rq_id)
+                self._enqueue(job, rq_id)
 
     def stop(self, job_id: str) -> None:
         """See JobQueue."""
-        for rq_id in self._queue.get_job_ids():
-            if _job_id(rq_id) == job_id:
-                self._delete(rq_id)
+        for queue in self._queues():
+            for rq_id in queue.get_job_ids():
+                if _job_id(rq_id) == job_id:
+                    self._delete(queue, rq_id)
         if self._runs is None:
             self._end([rq_id for rq_id in self._started() if _job_id(rq_id) == job_id])
         else:
@@ -152,7 +169,11 @@ class RqJobQueue:
 
     def waiting(self) -> list[str]:
         """See JobQueue."""
-        return [_job_id(rq_id) for rq_id in self._queue.get_job_ids()]
+        return [_job_id(rq_id) for queue in self._queues() for rq_id in queue.get_job_ids()]
+
+    def workers(self) -> list[WorkerSeen]:
+        """See JobQueue."""
+        return workers.seen(self._redis)
 
     def traceparent_of(self, job: Job) -> str | None:
         """What continues the trace of the request that had the claimed job's attempt queued; None when it is
@@ -177,7 +198,20 @@ class RqJobQueue:
             self._end([run.id])
 
     def _started(self) -> list[str]:
-        return StartedJobRegistry(queue=self._queue).get_job_ids(cleanup=False)
+        return [
+            rq_id
+            for queue in self._queues()
+            for rq_id in StartedJobRegistry(queue=queue).get_job_ids(cleanup=False)
+        ]
+
+    def _queues(self) -> list[Queue]:
+        """Every queue that ever had an entry, the default one first."""
+        known: list[Queue] = Queue.all(connection=self._redis, serializer=JSONSerializer)
+        names = {queue.name for queue in known if queue.name.startswith(f"{self._name}.")}
+        return [self._queue(name) for name in (self._name, *sorted(names))]
+
+    def _queue(self, name: str) -> Queue:
+        return Queue(name, connection=self._redis, serializer=JSONSerializer)
 
     def _end(self, rq_ids: list[str]) -> None:
         """End the children of these entries, and wait until they have: what they write later would outlive a
@@ -192,11 +226,11 @@ class RqJobQueue:
         while set(rq_ids) & set(self._started()) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
-    def _enqueue(self, job_id: str, rq_id: str) -> None:
+    def _enqueue(self, job: Job, rq_id: str) -> None:
         trace = traceparent()
-        self._queue.enqueue_call(
+        self._queue(queue_name(job.queue, self._name)).enqueue_call(
             self._function,
-            args=(job_id,),
+            args=(job.id,),
             job_id=rq_id,
             timeout=-1,
             result_ttl=0,
@@ -216,11 +250,11 @@ class RqJobQueue:
             return True
         return True
 
-    def _delete(self, rq_id: str) -> None:
+    def _delete(self, queue: Queue, rq_id: str) -> None:
         try:
             RqJob.fetch(rq_id, connection=self._redis, serializer=JSONSerializer).delete()
         except NoSuchJobError:
-            self._queue.remove(rq_id)
+            queue.remove(rq_id)
 
 
 def _job_id(rq_id: str) -> str:

@@ -273,10 +273,10 @@ class Registry:
         """All the document's jobs, newest first, also of a tombstoned one."""
         return jobs.of_document(self._store, document_id)
 
-    def queued_jobs(self, limit: int) -> list[Job]:
+    def queued_jobs(self, limit: int, queues: Collection[str] | None = None) -> list[Job]:
         """The jobs that may begin now, in the order of their turns: owners alternate, and each one's own are
-        ordered by priority, then by age."""
-        return waiting.waiting(self._store, limit)
+        ordered by priority, then by age. Only those of some queues, if named."""
+        return waiting.waiting(self._store, limit, queues)
 
     def prioritise(self, principal: Principal, document_id: str, priority: Priority) -> Job:
         """Order the document's waiting job among its owner's. ConflictError: none waits."""
@@ -345,6 +345,10 @@ class Registry:
     def run_of(self, job_id: str) -> Run | None:
         """The run that holds the job, also one that has yet to let go of a job taken away from it."""
         return runs.of_job(self._store, job_id)
+
+    def jobs_held(self, run_id: str) -> list[str]:
+        """Ids of the jobs that the run holds, oldest first."""
+        return runs.held(self._store, run_id)
 
     def let_go(self, run_id: str, job_id: str, attempt: int) -> None:
         """The run has let go of a job that was taken away from it: none of its files are in use any more."""

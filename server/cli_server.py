@@ -57,7 +57,13 @@ def serve(
 
 
 @with_settings(*_WORKERS)
-def worker(options: dict[str, Any]) -> None:
+def worker(
+    options: dict[str, Any],
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="Serve this queue, which recipes name; give it again for another one."),
+    ] = None,
+) -> None:
     """Run one more worker.
 
     For a server that is given its Redis by REDIS_URL. What only workers have is set by the environment or the
@@ -79,6 +85,8 @@ def worker(options: dict[str, Any]) -> None:
         "KM_GENERATOR_KEY": settings.generator_key or settings.internal_key,
         "KM_TRAIN_CONCURRENCY": str(settings.train_concurrency),
     }
+    if queue:
+        environment["KM_QUEUES"] = ",".join(queue)
     # Not imported: server and trainer never meet. The worker takes this process's place and its signals.
     command = [sys.executable, "-m", "trainer_worker"]
     os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606  no shell is wanted
