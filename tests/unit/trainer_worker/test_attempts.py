@@ -18,6 +18,13 @@ from trainer_worker.attempts import Attempt, Attempts
 
 
 @pytest.fixture(autouse=True)
+def _nobody_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that lost all its jobs ends its process: here that is the tests' own, and it would end them as if
+    all had passed. Set first, so that it is undone after the heart has stopped."""
+    monkeypatch.setattr(module.os, "_exit", lambda _code: None)
+
+
+@pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
 
