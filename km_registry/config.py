@@ -24,7 +24,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from km_registry.redis_connection import is_sentinel, sentinel_address
 from km_registry.settings_file import FileSource
+
+_STORES = ("s3", "gs", "az", "file")
 
 GeneratorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -40,6 +43,22 @@ def _address(url: str, *, like: str, otherwise: str) -> str:
         raise ValueError(f"give an address that begins with http:// or https://, like {like}")
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"it holds a user name or password; {otherwise}")
+    return url.rstrip("/")
+
+
+def _store_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _STORES:
+        raise ValueError(f"give an address that begins with {', '.join(f'{one}://' for one in _STORES)}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it holds a user name or password; give them by the provider's own variables")
+    if parts.scheme == "file":
+        if parts.netloc or not Path(parts.path).is_absolute():
+            raise ValueError("give a directory by its whole path, like file:///mnt/km")
+    elif not parts.netloc:
+        raise ValueError("it names no bucket; give one, like s3://bucket/prefix")
+    if parts.query or parts.fragment:
+        raise ValueError("it holds ? or #; give a bucket and a prefix only")
     return url.rstrip("/")
 
 
@@ -88,7 +107,20 @@ class RegistrySettings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("KM_REDIS_URL", "REDIS_URL"),
-        description="Redis for the queue and events; without one the server starts a private one",
+        description="Redis for the queue and events, redis://… or "
+        "redis+sentinel://host1:26379,host2:26379/master/0; without one the server starts a private one",
+    )
+    store_url: str | None = Field(
+        None,
+        description="object store for texts, KMs, KEs and passages, for several machines: "
+        "s3://bucket/prefix, gs://…, az://account/container/prefix, or file:///a/mounted/directory; "
+        "credentials and endpoints by the provider's own variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …); "
+        "without one, the data directory",
+    )
+    store_cache_gb: float = Field(
+        20.0,
+        gt=0,
+        description="disk for copies of what is in the object store, in GiB; those used last are kept",
     )
     base_model: str = Field(
         "embedded",
@@ -156,6 +188,18 @@ class RegistrySettings(BaseSettings):
         except ValueError:
             # Not the reason: it could quote a key.
             raise ValueError("it is not valid JSON; quote it as one shell word") from None
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str | None) -> str | None:
+        if url and is_sentinel(url):
+            sentinel_address(url)
+        return url
+
+    @field_validator("store_url")
+    @classmethod
+    def _object_store(cls, url: str | None) -> str | None:
+        return _store_url(url) if url else None
 
     @field_validator("otlp_endpoint")
     @classmethod

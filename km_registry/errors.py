@@ -59,5 +59,9 @@ class ArtifactError(KMError):
     """An artifact is missing, altered or not finite."""
 
 
+class StoreUnavailableError(KMError):
+    """The store of artifacts cannot be reached, or refuses. Try again later."""
+
+
 class BaseModelError(KMError):
     """The base model cannot be found or read."""

@@ -23,6 +23,8 @@ _log = structlog.get_logger(__name__)
 
 #: A notice can be lost (Redis restarting, a publisher that could not reach it); rows are never.
 _REREAD_SECONDS = 15.0
+#: Between two readings while there are no notices.
+_AWAY_SECONDS = 1.0
 
 Wait = Callable[[], Awaitable[None]]
 
@@ -123,7 +125,13 @@ async def _redis_subscription(redis: AsyncRedis, document_id: str) -> AsyncItera
             pass
 
         async def wait() -> None:
-            await pubsub.get_message(ignore_subscribe_messages=True, timeout=_REREAD_SECONDS)
+            try:
+                await pubsub.get_message(ignore_subscribe_messages=True, timeout=_REREAD_SECONDS)
+            except RedisError as error:
+                # It restarts, or another one takes its place. The rows are read meanwhile, and with the next
+                # connection the subscription is made again.
+                _log.info("no notices for a moment", document_id=document_id, error=type(error).__name__)
+                await asyncio.sleep(_AWAY_SECONDS)
 
         yield wait
 

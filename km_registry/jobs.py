@@ -16,8 +16,9 @@ from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from km_registry import workers
 from km_registry.tracing import traceparent
-from km_registry.types import Job, Run
+from km_registry.types import DEFAULT_QUEUE, Job, Run, WorkerSeen
 
 QUEUE_NAME = "km-train"
 #: Named by a string: the registry does not import the worker.
@@ -36,6 +37,11 @@ _REMEMBERED_SECONDS = 600
 _OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 
 
+def queue_name(label: str, name: str = QUEUE_NAME) -> str:
+    """What RQ calls the queue of this label."""
+    return name if label == DEFAULT_QUEUE else f"{name}.{label}"
+
+
 class JobQueue(Protocol):
     """Hands job ids to workers, at least once, in order."""
 
@@ -52,7 +58,11 @@ class JobQueue(Protocol):
         ...
 
     def waiting(self) -> list[str]:
-        """Ids of the jobs that no worker has taken yet, oldest first."""
+        """Ids of the jobs that no worker has taken yet, oldest first in each queue."""
+        ...
+
+    def workers(self) -> list[WorkerSeen]:
+        """The workers that were heard of lately, by name."""
         ...
 
 
@@ -88,6 +98,8 @@ class MemoryJobQueue:
         self._waiting: dict[tuple[str, int], None] = {}
         #: Ids that were stopped, in order.
         self.stopped: list[str] = []
+        #: Who is said to work.
+        self.present: list[WorkerSeen] = []
 
     def enqueue(self, job: Job) -> None:
         """See JobQueue."""
@@ -105,6 +117,10 @@ class MemoryJobQueue:
         """See JobQueue."""
         with self._lock:
             return [job_id for job_id, _ in self._waiting]
+
+    def workers(self) -> list[WorkerSeen]:
+        """See JobQueue."""
+        return self.present
 
     def take(self) -> str | None:
         """The next job's id, taken out of the queue, as a worker would."""
@@ -135,22 +151,23 @@ class RqJobQueue:
         self._claim_seconds = claim_seconds
         self._runs = runs
         self._function = function
-        self._queue = Queue(name, connection=redis, serializer=JSONSerializer)
+        self._name = name
 
     def enqueue(self, job: Job) -> None:
         """See JobQueue."""
         rq_id = f"{job.id}-{job.attempt}"
         try:
-            self._enqueue(job.id, rq_id)
+            self._enqueue(job, rq_id)
         except DuplicateJobError:
-            if self._remove_if_lost(rq_id):
-                self._enqueue(job.id, rq_id)
+            if self._remove_if_lost(job, rq_id):
+                self._enqueue(job, rq_id)
 
     def stop(self, job_id: str) -> None:
         """See JobQueue."""
-        for rq_id in self._queue.get_job_ids():
-            if _job_id(rq_id) == job_id:
-                self._delete(rq_id)
+        for queue in self._queues():
+            for rq_id in queue.get_job_ids():
+                if _job_id(rq_id) == job_id:
+                    self._delete(queue, rq_id)
         if self._runs is None:
             self._end([rq_id for rq_id in self._started() if _job_id(rq_id) == job_id])
         else:
@@ -158,7 +175,11 @@ class RqJobQueue:
 
     def waiting(self) -> list[str]:
         """See JobQueue."""
-        return [_job_id(rq_id) for rq_id in self._queue.get_job_ids()]
+        return [_job_id(rq_id) for queue in self._queues() for rq_id in queue.get_job_ids()]
+
+    def workers(self) -> list[WorkerSeen]:
+        """See JobQueue."""
+        return workers.seen(self._redis)
 
     def traceparent_of(self, job: Job) -> str | None:
         """What continues the trace of the request that had the claimed job's attempt queued; None when it is
@@ -183,7 +204,20 @@ class RqJobQueue:
             self._end([run.id])
 
     def _started(self) -> list[str]:
-        return StartedJobRegistry(queue=self._queue).get_job_ids(cleanup=False)
+        return [
+            rq_id
+            for queue in self._queues()
+            for rq_id in StartedJobRegistry(queue=queue).get_job_ids(cleanup=False)
+        ]
+
+    def _queues(self) -> list[Queue]:
+        """Every queue that ever had an entry, the default one first."""
+        known: list[Queue] = Queue.all(connection=self._redis, serializer=JSONSerializer)
+        names = {queue.name for queue in known if queue.name.startswith(f"{self._name}.")}
+        return [self._queue(name) for name in (self._name, *sorted(names))]
+
+    def _queue(self, name: str) -> Queue:
+        return Queue(name, connection=self._redis, serializer=JSONSerializer)
 
     def _end(self, rq_ids: list[str]) -> None:
         """End the children of these entries, and wait until they have: what they write later would outlive a
@@ -198,11 +232,11 @@ class RqJobQueue:
         while set(rq_ids) & set(self._started()) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
-    def _enqueue(self, job_id: str, rq_id: str) -> None:
+    def _enqueue(self, job: Job, rq_id: str) -> None:
         trace = traceparent()
-        self._queue.enqueue_call(
+        self._queue(queue_name(job.queue, self._name)).enqueue_call(
             self._function,
-            args=(job_id,),
+            args=(job.id,),
             job_id=rq_id,
             timeout=-1,
             result_ttl=0,
@@ -211,27 +245,28 @@ class RqJobQueue:
             meta={_TRACE: trace} if trace else None,
         )
 
-    def _remove_if_lost(self, rq_id: str) -> bool:
+    def _remove_if_lost(self, job: Job, rq_id: str) -> bool:
         """Remove RQ's entry of a job whose row waits for a worker, if no worker will ever claim it."""
+        queue = self._queue(queue_name(job.queue, self._name))
         try:
             entry = RqJob.fetch(rq_id, connection=self._redis, serializer=JSONSerializer)
             # Over: the child died before it claimed.
-            if entry.get_status() in _OVER or self._left_unclaimed(rq_id):
+            if entry.get_status() in _OVER or self._left_unclaimed(queue, rq_id):
                 entry.delete()
-                self._queue.intermediate_queue.remove(rq_id)
+                queue.intermediate_queue.remove(rq_id)
                 return True
         except NoSuchJobError:
             return True
         return False
 
-    def _left_unclaimed(self, rq_id: str) -> bool:
+    def _left_unclaimed(self, queue: Queue, rq_id: str) -> bool:
         """Whether the entry has been out of the queue for longer than a worker needs to claim the row.
 
         So it is left by a worker that was killed between the two, or by an enqueuing that was: RQ would
         notice a quarter of an hour later. The age is the key's, by the clock of Redis alone.
         """
         seen = f"km:unclaimed:{rq_id}"
-        if self._redis.lpos(self._queue.key, rq_id) is not None:
+        if self._redis.lpos(queue.key, rq_id) is not None:
             self._redis.delete(seen)
             return False
         if self._redis.set(seen, 1, nx=True, ex=_REMEMBERED_SECONDS):
@@ -242,11 +277,11 @@ class RqJobQueue:
         self._redis.delete(seen)
         return True
 
-    def _delete(self, rq_id: str) -> None:
+    def _delete(self, queue: Queue, rq_id: str) -> None:
         try:
             RqJob.fetch(rq_id, connection=self._redis, serializer=JSONSerializer).delete()
         except NoSuchJobError:
-            self._queue.remove(rq_id)
+            queue.remove(rq_id)
 
 
 def _job_id(rq_id: str) -> str:

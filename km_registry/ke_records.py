@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from sqlalchemy.orm import Session
 from km_registry import artifacts
 from km_registry.base_model import BaseModel
 from km_registry.composites import forget_ke
-from km_registry.errors import ArtifactError, ConflictError, InvalidKEError, NotFoundError
+from km_registry.errors import (
+    ArtifactError,
+    ConflictError,
+    InvalidKEError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from km_registry.files import fsync
 from km_registry.ids import new_id
+from km_registry.store import holding
 from km_registry.store.store import Store, now
 from km_registry.tables import KERow
 from km_registry.types import KE
@@ -58,6 +66,10 @@ class KERecords:
         if make_default and not ke.is_default:
             ke = self.set_default(ke.id)
         return ke, new
+
+    def held(self, ke: KE) -> AbstractContextManager[Path]:
+        """The KE's directory, here for as long as the block runs. ArtifactError, StoreUnavailableError."""
+        return holding.ke(self._store, ke)
 
     def all(self) -> list[KE]:
         """Every KE that can be asked for, by name and version, newest version first."""
@@ -118,7 +130,7 @@ class KERecords:
         """
         composites, composite_bytes = forget_ke(self._store.layout.composites, ke_id)
         removed = {
-            "adapter_bytes": artifacts.purge_dir(self._store.layout.ke_dir(ke_id)),
+            "adapter_bytes": self._store.artifacts.remove(self._store.layout.ke(ke_id)),
             "composites": composites,
             "composite_bytes": composite_bytes,
         }
@@ -162,7 +174,7 @@ class KERecords:
 
     def _copied(self, ke_id: str, directory: Path, manifest: dict[str, Any]) -> KE:
         layout = self._store.layout
-        staged, moved = layout.kes / f".{ke_id}", False
+        staged = layout.kes / f".{ke_id}"
         try:
             staged.mkdir(mode=0o700)
             for name in (*manifest["files"], artifacts.MANIFEST):
@@ -170,12 +182,16 @@ class KERecords:
                 fsync(staged / name)
             # What was verified there may have been changed since; what is here is ours.
             copied = artifacts.verify_ke(staged, base_fingerprint=manifest["base_fingerprint"])
+            self._store.artifacts.publish(layout.ke(ke_id), staged)
             with self._store.transaction() as transaction:
                 row = _insert(transaction.session, ke_id, copied)
-                moved = bool(artifacts.move_into_place(staged, layout.ke_dir(ke_id)))
+                artifacts.move_into_place(staged, layout.ke_dir(ke_id))
                 return self._as_ke(row)
         except BaseException:
-            artifacts.purge_dir(layout.ke_dir(ke_id) if moved else staged)
+            artifacts.purge_dir(staged)
+            # An id that was never given: what a store that is away keeps under it km doctor finds.
+            with suppress(StoreUnavailableError):
+                self._store.artifacts.remove(layout.ke(ke_id))
             raise
 
     def _of_digest(self, digest: str) -> KE | None:

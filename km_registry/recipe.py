@@ -23,6 +23,9 @@ _SHOWN_PROBLEMS = 3
 #: More than any document needs; what lies above is a mistake that would keep a worker for days.
 _MOST_STEPS = 100_000
 
+#: What a queue may be called.
+QUEUE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
 
 class RecipeError(KMError):
     """The recipe cannot work."""
@@ -63,6 +66,12 @@ class Recipe(BaseModel):
     )
     generator: str | None = Field(
         None, description="which of the server's generators writes them; without one, the base model"
+    )
+    queue: str | None = Field(
+        None,
+        pattern=QUEUE_PATTERN,
+        description="which workers may train it: those that serve the queue of this name; without one, those "
+        "that serve `default`",
     )
     temperature: float = Field(0.6, ge=0, le=2, description="of the generator")
     filters: tuple[Filter, ...] = Field(

@@ -6,12 +6,14 @@ and what is not allowed is the same NotFoundError.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from km_registry.config import RegistrySettings
+from km_registry.doctor.sweeping import Sweeper
 from km_registry.events import Notifier, NullNotifier
 from km_registry.ke_records import KERecords
 from km_registry.people import People
@@ -19,6 +21,7 @@ from km_registry.removing import Removals
 from km_registry.store import (
     deletion,
     documents,
+    holding,
     jobs,
     keys,
     measures,
@@ -61,6 +64,7 @@ class Registry:
         self.people = People(store)
         #: Removal of KMs alone, of former versions, and of users.
         self.removals = Removals(store)
+        self._sweeper = Sweeper(store)
 
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:
@@ -269,10 +273,10 @@ class Registry:
         """All the document's jobs, newest first, also of a tombstoned one."""
         return jobs.of_document(self._store, document_id)
 
-    def queued_jobs(self, limit: int) -> list[Job]:
+    def queued_jobs(self, limit: int, queues: Collection[str] | None = None) -> list[Job]:
         """The jobs that may begin now, in the order of their turns: owners alternate, and each one's own are
-        ordered by priority, then by age."""
-        return waiting.waiting(self._store, limit)
+        ordered by priority, then by age. Only those of some queues, if named."""
+        return waiting.waiting(self._store, limit, queues)
 
     def prioritise(self, principal: Principal, document_id: str, priority: Priority) -> Job:
         """Order the document's waiting job among its owner's. ConflictError: none waits."""
@@ -342,6 +346,10 @@ class Registry:
         """The run that holds the job, also one that has yet to let go of a job taken away from it."""
         return runs.of_job(self._store, job_id)
 
+    def jobs_held(self, run_id: str) -> list[str]:
+        """Ids of the jobs that the run holds, oldest first."""
+        return runs.held(self._store, run_id)
+
     def let_go(self, run_id: str, job_id: str, attempt: int) -> None:
         """The run has let go of a job that was taken away from it: none of its files are in use any more."""
         runs.let_go(self._store, run_id, job_id, attempt)
@@ -363,11 +371,41 @@ class Registry:
         """
         return recovery.recover(self._store)
 
+    @property
+    def has_shared_store(self) -> bool:
+        """Whether artifacts are kept in a store that machines share, and lie here as copies."""
+        return self._store.artifacts.is_shared
+
+    def held_km(self, km: KM) -> AbstractContextManager[Path]:
+        """The KM's directory, here for as long as the block runs.
+
+        ArtifactError when it is damaged or missing, StoreUnavailableError when it is not here and the shared
+        store is away.
+        """
+        return holding.km(self._store, km)
+
+    def held_passages(
+        self, document_id: str, text_sha256: str, check: Callable[[Path], object]
+    ) -> AbstractContextManager[Path]:
+        """The directory of the index of this text's passages, here for as long as the block runs; `check` is
+        asked before one that comes from a shared store is kept. FileNotFoundError when there is none."""
+        return holding.passages(self._store, document_id, text_sha256, check)
+
     def passages_dir(self, document_id: str) -> Path:
-        """Where vectors of the document's passages are kept, whether it is there or not; purged with the
-        document."""
+        """Where indexes of the document's passages are written, each under its text's SHA-256; purged with
+        the document."""
         documents.job_of(self._store, document_id)
         return self._store.layout.passages_dir(document_id)
+
+    def share_passages(self, document_id: str, text_sha256: str) -> None:
+        """Have other machines see the index that was written. NotFoundError, and it is removed, when the
+        document was deleted meanwhile."""
+        holding.share_passages(self._store, document_id, text_sha256)
+
+    def sweep(self) -> int:
+        """Remove from this machine what lies here of documents, KMs and KEs that are gone, which another
+        machine may have deleted; how much. For machines that share a store; call it every few seconds."""
+        return self._sweeper.sweep()
 
     def events_after(self, document_id: str, event_id: int = 0) -> list[Event]:
         """The document's events after that one, oldest first."""

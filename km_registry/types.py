@@ -7,6 +7,9 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
 
+#: What is trained by workers that were given no queue, and jobs whose recipe names none.
+DEFAULT_QUEUE = "default"
+
 
 class Action(StrEnum):
     """What a principal may want to do with a document."""
@@ -232,6 +235,8 @@ class Job:
     retries: int = 0
     not_before: datetime | None = None
     priority: Priority = Priority.NORMAL
+    #: Only workers that serve it train the job.
+    queue: str = DEFAULT_QUEUE
 
     @property
     def progress(self) -> str:
@@ -267,6 +272,19 @@ class Run:
 
     id: str
     job_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSeen:
+    """A worker as its last heartbeat tells. `run_id` is what it executes since `since`; without one it is
+    idle, and `since` is when it was started."""
+
+    name: str
+    host: str
+    queues: tuple[str, ...]
+    run_id: str | None
+    since: datetime
+    seen_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

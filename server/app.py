@@ -28,6 +28,7 @@ from server.routes import (
     recipes,
     removals,
     users,
+    workers,
 )
 from server.state import AppState
 from server.web import install as page
@@ -110,7 +111,21 @@ def _routes() -> Sequence[BaseRoute]:
     # Once for all applications of a process: FastAPI takes half a second to look at every parameter.
     router = APIRouter()
     asking = (answer, openai, openai_files, openai_jobs, mcp)
-    api = (documents, kms, removals, grants, recipes, *asking, kes, users, groups, keys, audit, health)
+    api = (
+        documents,
+        kms,
+        removals,
+        grants,
+        recipes,
+        *asking,
+        kes,
+        users,
+        groups,
+        keys,
+        audit,
+        workers,
+        health,
+    )
     for routes in api:
         router.include_router(routes.router)
     return tuple(router.routes)

@@ -55,6 +55,8 @@ def show(document: DocumentId, as_json: Json = False) -> None:
         made = _moment(one["created_at"])
         lines.append(f"version {one['version']}  {made}  {one['size_bytes']} bytes  {one['title']}")
     lines.append(f"training  version {job['version']}  {job['progress']}")
+    if job.get("waits_for"):
+        lines.append(f"waits for {job['waits_for']}")
     if job["error"]:
         lines.append(f"error  {job['error']}")
     if km:

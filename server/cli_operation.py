@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from server.config import ServerSettings
 
 
-@with_settings("data_dir", "database_url")
+@with_settings("data_dir", "database_url", "store_url")
 def doctor(
     options: dict[str, Any],
     repair: Annotated[
@@ -45,7 +45,7 @@ def doctor(
         typer.echo("All is well.")
 
 
-@with_settings("data_dir", "database_url")
+@with_settings("data_dir", "database_url", "store_url")
 def backup(
     options: dict[str, Any],
     directory: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")],
@@ -73,7 +73,7 @@ def backup(
     typer.echo(f"{directory}  {made.documents} documents  {made.kms} KMs  {made.size_bytes} bytes")
 
 
-@with_settings("data_dir", "database_url")
+@with_settings("data_dir", "database_url", "store_url")
 def restore(
     options: dict[str, Any],
     directory: Annotated[Path, typer.Argument(help="The backup.", exists=True, file_okay=False)],

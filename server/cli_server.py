@@ -16,6 +16,7 @@ _WORKERS = (
     "data_dir",
     "redis_url",
     "database_url",
+    "store_url",
     "base_model",
     "generator_url",
     "train_concurrency",
@@ -56,7 +57,13 @@ def serve(
 
 
 @with_settings(*_WORKERS)
-def worker(options: dict[str, Any]) -> None:
+def worker(
+    options: dict[str, Any],
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="Serve this queue, which recipes name; give it again for another one."),
+    ] = None,
+) -> None:
     """Run one more worker.
 
     For a server that is given its Redis by REDIS_URL. What only workers have is set by the environment or the
@@ -67,6 +74,8 @@ def worker(options: dict[str, Any]) -> None:
         fail("A worker needs the server's Redis. Set REDIS_URL or --redis-url to the one the server uses.")
     environment = {
         **{f"KM_{name.upper()}": str(getattr(settings, name)) for name in options},
+        "KM_STORE_URL": settings.store_url or "",
+        "KM_STORE_CACHE_GB": str(settings.store_cache_gb),
         "KM_DATA_DIR": str(settings.data_dir),
         "KM_DATABASE_URL": settings.effective_database_url,
         "KM_REDIS_URL": settings.redis_url,
@@ -76,6 +85,8 @@ def worker(options: dict[str, Any]) -> None:
         "KM_GENERATOR_KEY": settings.generator_key or settings.internal_key,
         "KM_TRAIN_CONCURRENCY": str(settings.train_concurrency),
     }
+    if queue:
+        environment["KM_QUEUES"] = ",".join(queue)
     # Not imported: server and trainer never meet. The worker takes this process's place and its signals.
     command = [sys.executable, "-m", "trainer_worker"]
     os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606  no shell is wanted

@@ -6,8 +6,8 @@ import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from server.metrics import Metrics
 from server.once import Once
 
 _log = structlog.get_logger(__name__)
+
+#: Has the files of a KM or a KE on this machine for as long as a block runs. Blocking.
+Holding = Callable[[KE | KM], AbstractContextManager[Path]]
 
 #: The engine's ids of composites begin here, and those of KMs, which the database counts from 1, end before.
 FIRST_ENGINE_ID = 2**30
@@ -46,12 +49,22 @@ class _Kept:
 class Composites:
     """The composites of one server. All methods belong to one event loop.
 
+    `holding` is needed where the files of KMs and KEs may leave this machine: they stay within it.
+
     A composite that was removed and made again is another adapter for the engine: names and ids are never
     used twice.
     """
 
-    def __init__(self, root: Path, engine: Engine, max_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        max_bytes: int,
+        metrics: Metrics,
+        holding: Holding | None = None,
+    ) -> None:
         self._root = root
+        self._holding = holding
         self._engine = engine
         self._max_bytes = max_bytes
         self._metrics = metrics
@@ -96,11 +109,14 @@ class Composites:
     @asynccontextmanager
     async def plugged(self, km: KM | None, ke: KE | None) -> AsyncIterator[Adapter | None]:
         """What the engine must be given for an answer with these, for as long as the block runs."""
-        if ke is None:
-            yield adapter_of(km) if km else None
-        else:
+        if ke is not None:
             async with self.using(ke, km) as adapter:
                 yield adapter
+        elif km is not None:
+            async with self._here(km):
+                yield adapter_of(km)
+        else:
+            yield None
 
     async def retire_kms(self, kms: Iterable[KM]) -> None:
         """Have the engine send away who still waits for a slot for one of the KMs or their composites."""
@@ -141,10 +157,24 @@ class Composites:
 
     async def _make(self, path: Path, ke: KE, km: KM | None) -> None:
         began = time.perf_counter()
-        size = await run_in_threadpool(_composed, ke, path, km)
+        async with self._here(ke), self._here(km):
+            size = await run_in_threadpool(_composed, ke, path, km)
         self._metrics.composed(time.perf_counter() - began)
         self._kept[path] = _Kept(path, size)
         self._report()
+
+    @asynccontextmanager
+    async def _here(self, one: KE | KM | None) -> AsyncIterator[None]:
+        """Within it the files of a KM or a KE are on this machine."""
+        if self._holding is None or one is None:
+            yield
+            return
+        held = self._holding(one)
+        await run_in_threadpool(held.__enter__)
+        try:
+            yield
+        finally:
+            held.__exit__(None, None, None)
 
     # --- letting go ------------------------------------------------------------------------------------
 

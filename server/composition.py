@@ -22,6 +22,7 @@ from km_registry.base_model import EMBEDDED, BaseModel
 from km_registry.config import GeneratorEndpoint
 from km_registry.events import RedisNotifier
 from km_registry.jobs import JobQueue, RqJobQueue
+from km_registry.redis_connection import open_async_redis, open_redis
 from km_registry.registry import Registry
 from km_registry.store.layout import Layout
 from km_registry.tracing import Tracing
@@ -59,11 +60,11 @@ class Records:
 
 def open_records(settings: ServerSettings, redis_url: str) -> Records:
     """Open the registry (its tables are made or migrated) and the queue. Blocking."""
-    redis = Redis.from_url(redis_url)
+    redis = open_redis(redis_url)
     registry = Registry.open(settings, RedisNotifier(redis))
     if removed := registry.recover():
         _log.info("removed what was left of uploads that were cut short", count=removed)
-    return Records(registry, RqJobQueue(redis, registry), redis, AsyncRedis.from_url(redis_url))
+    return Records(registry, RqJobQueue(redis, registry), redis, open_async_redis(redis_url))
 
 
 def preload(settings: ServerSettings) -> None:
@@ -108,7 +109,7 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
             cache_dir=settings.data_dir / "compiled",
             compile=settings.compile,
         ),
-        verifier(Layout(settings.data_dir).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
+        verifier(Layout.of(settings).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
     )
 
 
@@ -236,6 +237,8 @@ def worker_environment(
     return {
         "KM_DATA_DIR": str(settings.data_dir),
         "KM_DATABASE_URL": settings.effective_database_url,
+        "KM_STORE_URL": settings.store_url or "",
+        "KM_STORE_CACHE_GB": str(settings.store_cache_gb),
         "REDIS_URL": redis_url,
         "KM_REDIS_URL": redis_url,
         "KM_GENERATOR_URL": f"{server_url}/v1" if own else str(settings.generator_url),

@@ -39,6 +39,8 @@ def keepers_of(state: AppState) -> list[Coroutine[Any, Any, None]]:
         keep_prefetched(state.prefetching),
         state.engine_keeper.run(),
     ]
+    if state.registry.has_shared_store:
+        found.append(keep_swept(state.registry))
     if state.settings.audit_days:
         found.append(keep_audit(state.registry, state.settings.audit_days))
     return found
@@ -78,6 +80,19 @@ async def keep_audit(registry: Registry, days: int, *, every_s: float = PRUNE_EV
         else:
             if forgotten:
                 _log.info("audit log pruned", entries=forgotten, days=days)
+        await asyncio.sleep(every_s)
+
+
+async def keep_swept(registry: Registry, *, every_s: float = CHECK_EVERY_S) -> None:
+    """Remove the copies of what another machine deleted."""
+    while True:
+        try:
+            removed = await asyncio.to_thread(registry.sweep)
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("copies not swept; will try again", error=type(error).__name__)
+        else:
+            if removed:
+                _log.info("copies of deleted documents removed", count=removed)
         await asyncio.sleep(every_s)
 
 

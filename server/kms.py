@@ -54,7 +54,8 @@ class KMs:
         """What to beware of in its answers: that it was trained under another prompt format. Blocking."""
         trained_for = self._formats.get(km.id)
         if trained_for is None:
-            trained_for = _prompt_format(Path(km.path))
+            with self._registry.held_km(km) as directory:
+                trained_for = _prompt_format(directory)
             self._formats[km.id] = trained_for
             if len(self._formats) > _REMEMBERED:
                 self._formats.popitem(last=False)

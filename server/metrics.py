@@ -102,10 +102,17 @@ class Metrics:
         self._engine.status = status
         self._engine_up.set(status is not None)
 
-    def training(self, measured: TrainingMeasures, entries: int | None) -> None:
-        """Set what is measured of training, and how many entries the queue has; None while it is away."""
+    def training(
+        self,
+        measured: TrainingMeasures,
+        entries: int | None,
+        workers: Mapping[tuple[str, str], int] | None = None,
+    ) -> None:
+        """Set what is measured of training, how many entries the queue has, and how many workers there are by
+        queue and state; None while Redis is away."""
         self._training.measured = measured
         self._training.entries = entries
+        self._training.workers = workers
 
     def refused(self, *, queue: int, timeout: int, restarts: int) -> None:
         """Set how many requests were refused so far, and how often the engine was started again."""

@@ -23,7 +23,7 @@ _STOP_TIMEOUT_S = 15.0
 _SHOWN_LINES = 12
 #: Where another server keeps its records and its queue. Empty rather than not set: a settings file that names
 #: them is not heard either.
-_NOT_OURS = {"KM_DATABASE_URL": "", "KM_REDIS_URL": "", "REDIS_URL": ""}
+_NOT_OURS = {"KM_DATABASE_URL": "", "KM_REDIS_URL": "", "REDIS_URL": "", "KM_STORE_URL": ""}
 
 
 class OwnServerError(KMError):

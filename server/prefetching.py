@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from km_registry.errors import ArtifactError, ConflictError, NotFoundError
+from km_registry.errors import ArtifactError, ConflictError, NotFoundError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.types import KM
 from server.composites import Composites
@@ -83,6 +83,6 @@ class Prefetching:
             except (NotFoundError, ConflictError, AdapterGoneError, EngineUnavailableError):
                 # Whoever asks is told, and why.
                 return False
-            except (ArtifactError, OSError) as error:
+            except (ArtifactError, StoreUnavailableError, OSError) as error:
                 _log.warning("nothing loaded ahead", document_id=document_id, reason=str(error))
                 return False

@@ -99,6 +99,13 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     http.DeletionPendingError: Problem(503, "server_error", "deletion_pending", headers=_RETRY),
     http.RemovalPendingError: Problem(503, "server_error", "removal_pending", headers=_RETRY),
     registry.ArtifactError: Problem(500, "server_error", "artifact_damaged"),
+    registry.StoreUnavailableError: Problem(
+        503,
+        "server_error",
+        "store_unavailable",
+        "The store of texts and KMs cannot be used now, and nothing of this was kept. Try again in a moment.",
+        _RETRY,
+    ),
     RedisError: Problem(
         503,
         "server_error",

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import IO
 
-import redis
 import redis.exceptions
 
 from km_registry.errors import KMError
 from km_registry.processes import dying_with_me
+from km_registry.redis_connection import open_redis
 
 #: The kernel keeps a socket's path in 108 bytes, the last one a NUL.
 MAX_SOCKET_PATH = 107
@@ -59,7 +59,7 @@ def check(url: str, timeout: float = 3.0) -> None:
     """
     remedy = "Start it, correct REDIS_URL, or unset REDIS_URL to have a private Redis started."
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=timeout, socket_timeout=timeout) as client:
+        with open_redis(url, socket_connect_timeout=timeout, socket_timeout=timeout) as client:
             client.ping()
     except (redis.exceptions.RedisError, ValueError) as error:
         raise RedisUnavailableError(f"The Redis of REDIS_URL cannot be used: {error}. {remedy}") from error

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 
-from km_registry.errors import ConflictError
+from km_registry.errors import ConflictError, StoreUnavailableError
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import JobState, Superseded
@@ -21,7 +21,14 @@ from server.once import Once
 _log = structlog.get_logger(__name__)
 
 #: What may be away or busy for a while; a later `resume` then finds it again.
-PASSING = (EngineUnavailableError, RedisError, OperationalError, ConflictError, OSError)
+PASSING = (
+    EngineUnavailableError,
+    RedisError,
+    OperationalError,
+    ConflictError,
+    OSError,
+    StoreUnavailableError,
+)
 
 
 class Replacements:

@@ -142,6 +142,10 @@ class JobOut(Output):
     total_steps: int = Field(description="steps of this stage; 0 while unknown", examples=[200])
     progress: str = Field(description="how far it is, for people", examples=["training 120/200"])
     error: str | None = Field(None, description="why it failed, or is tried again later")
+    queue: str = Field(description="whose workers may train it", examples=["default"])
+    waits_for: str | None = Field(
+        None, description="what has to be there before it can begin: a worker that serves its queue"
+    )
     not_before: datetime | None = Field(None, description="when it is tried again, if it has to wait")
     created_at: datetime
     started_at: datetime | None = None

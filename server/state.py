@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -18,7 +20,7 @@ from km_registry.limits import recipe_limits
 from km_registry.recipe import RecipeLimits
 from km_registry.registry import Registry
 from km_registry.tracing import Tracing
-from km_registry.types import Event
+from km_registry.types import KE, KM, Event
 from server.answering import Answerer
 from server.asked_notes import AskedNotes
 from server.chatting import Chatter
@@ -120,6 +122,7 @@ class AppState:
             self.engine,
             self.settings.composite_cache_mb * 2**20,
             self.metrics,
+            self._held if self.registry.has_shared_store else None,
         )
         self.ke_keeper = KEKeeper(self.registry, self.base_model, self.kes, self.in_flight, self.composites)
         self.retriever = Retriever(
@@ -165,6 +168,10 @@ class AppState:
         self.recipe_limits = recipe_limits(
             self.settings, self.base_model, engine_tokens=self.settings.max_model_len
         )
+
+    def _held(self, one: KE | KM) -> AbstractContextManager[Path]:
+        """The files of a KM or a KE, on this machine for as long as the block runs. Blocking."""
+        return self.registry.kes.held(one) if isinstance(one, KE) else self.registry.held_km(one)
 
     def follow(self, document_id: str, after: int) -> AsyncIterator[Event]:
         """The document's events after id `after`: those that happened, then each as it happens."""

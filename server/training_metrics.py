@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -19,6 +19,8 @@ class TrainingCollector(Collector):
         self.measured: TrainingMeasures | None = None
         #: Entries in the queue; None while Redis is away.
         self.entries: int | None = None
+        #: Workers by queue and by what they do; None while Redis is away.
+        self.workers: Mapping[tuple[str, str], int] | None = None
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
@@ -26,6 +28,13 @@ class TrainingCollector(Collector):
             yield GaugeMetricFamily(
                 "km_queue_entries", "Trainings in the queue that no worker has taken.", value=self.entries
             )
+        if self.workers is not None:
+            workers = GaugeMetricFamily(
+                "km_workers", "Workers that were heard of lately.", labels=("queue", "state")
+            )
+            for labels, count in sorted(self.workers.items()):
+                workers.add_metric(labels, count)
+            yield workers
         if self.measured is None:
             return
         yield GaugeMetricFamily("km_kms", "KMs that answer.", value=self.measured.kms)

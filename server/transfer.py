@@ -54,8 +54,9 @@ def _pack(
     file = tempfile.TemporaryFile(dir=state.settings.data_dir)  # noqa: SIM115  whoever sends it closes it
     # Weights do not shrink.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(Path(km.path).iterdir()):
-            archive.write(path, path.name)
+        with state.registry.held_km(km) as directory:
+            for path in sorted(directory.iterdir()):
+                archive.write(path, path.name)
         if with_text:
             archive.writestr(TEXT, state.registry.read_text(document_id, km.version))
     file.seek(0)

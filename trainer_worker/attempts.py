@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from km_registry.errors import KMError, NotFoundError, StaleAttemptError
+from km_registry.errors import KMError, NotFoundError, StaleAttemptError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.tracing import NO_SPAN, Span
 from km_registry.types import Job
@@ -27,7 +27,7 @@ HEARTBEAT_S = 0.5
 #: Workers that begin at once want the same job, and one gets it.
 _LOOK_AT = 16
 #: What is full or away may not be so later.
-_PASSING = (OSError, OperationalError)
+_PASSING = (OSError, OperationalError, StoreUnavailableError)
 
 
 class Attempt:
@@ -97,15 +97,21 @@ class Attempt:
 class Attempts:
     """What one run (a worker's child process) holds. A context manager: within it the heart beats.
 
-    `begun` makes the span of an attempt that was claimed.
+    `begun` makes the span of an attempt that was claimed. With `queues` only their jobs are taken.
     """
 
     def __init__(
-        self, registry: Registry, run_id: str, begun: Callable[[Job], Span] = lambda _job: NO_SPAN
+        self,
+        registry: Registry,
+        run_id: str,
+        begun: Callable[[Job], Span] = lambda _job: NO_SPAN,
+        *,
+        queues: Collection[str] | None = None,
     ) -> None:
         self._registry = registry
         self._run_id = run_id
         self._begun = begun
+        self._queues = queues
         self._lock = threading.Lock()
         self._held: dict[str, Attempt] = {}
         self._done = threading.Event()
@@ -143,7 +149,7 @@ class Attempts:
         An entry of the queue says that a job waits; whose turn it is the registry knows. Each waiting job has
         an entry, so that none is forgotten.
         """
-        for job in self._registry.queued_jobs(_LOOK_AT):
+        for job in self._registry.queued_jobs(_LOOK_AT, self._queues):
             if (attempt := self.claim(job.id)) is not None:
                 return attempt
         return self.claim(job_id)
@@ -157,7 +163,7 @@ class Attempts:
         claimed: list[Attempt] = []
         if any(attempt.job.crashes for attempt in self.held()):
             return claimed
-        for job in self._registry.queued_jobs(limit + leave)[leave:]:
+        for job in self._registry.queued_jobs(limit + leave, self._queues)[leave:]:
             if len(self) >= limit or not fits(job):
                 break
             if not job.crashes and (attempt := self.claim(job.id)) is not None:

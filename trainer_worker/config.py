@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, StringConstraints, field_validator
+from pydantic_settings import NoDecode
 
 from km_registry.config import GeneratorEndpoint, RegistrySettings
 from km_registry.errors import KMError
+from km_registry.recipe import QUEUE_PATTERN
+from km_registry.types import DEFAULT_QUEUE
+
+QueueName = Annotated[str, StringConstraints(pattern=QUEUE_PATTERN)]
 
 
 class TrainerSettings(RegistrySettings):
@@ -21,6 +26,12 @@ class TrainerSettings(RegistrySettings):
     generator_key: str = Field("", repr=False, description="API key for generator_url")
     generator_model: str = Field("base", description="model to ask for at generator_url")
     generator_timeout: float = Field(300.0, gt=0, description="seconds to wait for one batch of text")
+    queues: Annotated[tuple[QueueName, ...], NoDecode] = Field(
+        (DEFAULT_QUEUE,),
+        min_length=1,
+        description="queues that the worker serves, separated by commas; `default` has the jobs whose recipe "
+        "names none",
+    )
     threads: int | None = Field(None, ge=1, description="threads for training; without one, every core")
     niceness: int = Field(10, ge=0, le=19, description="how far training steps back behind users' questions")
     train_memory_gb: float | None = Field(
@@ -36,6 +47,13 @@ class TrainerSettings(RegistrySettings):
         30.0, gt=0, description="seconds of training that a crash may cost, at most"
     )
     shutdown_grace: float = Field(3.0, gt=0, description="seconds a running job gets to hand itself back")
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip()) or (DEFAULT_QUEUE,)
+        return value
 
     def generator(self, name: str | None) -> GeneratorEndpoint:
         """Who writes the synthetic text: the named generator; without a name the one at `generator_url`.

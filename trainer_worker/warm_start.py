@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import structlog
 from safetensors.torch import load_file
 
@@ -24,14 +22,14 @@ def warm_start(shop: Workshop, material: Material, slot: Slot) -> KM | None:
     previous = shop.registry.previous_km(job_id) if recipe.warm_start else None
     if previous is None:
         return None
-    directory = Path(previous.path)
     try:
-        manifest = artifacts.verify(directory, base_fingerprint=shop.base.fingerprint)
+        with shop.registry.held_km(previous) as directory:
+            manifest = artifacts.verify(directory, base_fingerprint=shop.base.fingerprint)
+            if (manifest["rank"], manifest["alpha"]) != (recipe.rank, recipe.alpha):
+                _log.info("the previous KM has another rank or alpha; beginning afresh", job=job_id)
+                return None
+            slot.load_peft_state(load_file(directory / artifacts.WEIGHTS))
     except (ArtifactError, FileNotFoundError) as error:
         _log.warning("the previous KM cannot be trained on; beginning afresh", job=job_id, error=str(error))
         return None
-    if (manifest["rank"], manifest["alpha"]) != (recipe.rank, recipe.alpha):
-        _log.info("the previous KM has another rank or alpha; beginning afresh", job=job_id)
-        return None
-    slot.load_peft_state(load_file(directory / artifacts.WEIGHTS))
     return previous

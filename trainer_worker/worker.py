@@ -9,10 +9,11 @@ worker sees to those that it still held.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Self
@@ -25,14 +26,17 @@ from rq import Queue, Worker, get_current_job
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
+from sqlalchemy.exc import SQLAlchemyError
 
 from km_registry.errors import KMError
 from km_registry.events import RedisNotifier
-from km_registry.jobs import QUEUE_NAME, RqJobQueue, reconcile
+from km_registry.jobs import RqJobQueue, queue_name, reconcile
 from km_registry.processes import die_with_parent
+from km_registry.redis_connection import open_redis
 from km_registry.registry import Registry
 from km_registry.tracing import NO_SPAN, Span, Tracing
 from km_registry.types import Job
+from km_registry.workers import HEARTBEAT_S
 from trainer_worker.attempts import Attempts
 from trainer_worker.config import TrainerSettings
 
@@ -50,7 +54,7 @@ def run_job(job_id: str) -> None:
     """
     die_with_parent(os.getppid())
     settings = TrainerSettings()
-    redis = Redis.from_url(_redis_url(settings))
+    redis = open_redis(_redis_url(settings))
     entry = get_current_job()
     tracing = Tracing.to(settings.otlp_endpoint, "km-worker")
     # A SIGTERM waits until the job is ours to hand back: it must not end us with the row left running.
@@ -59,7 +63,12 @@ def run_job(job_id: str) -> None:
         closing(tracing),
         Registry.open(settings, RedisNotifier(redis)) as registry,
         _Interruptions() as interruptions,
-        Attempts(registry, entry.id if entry else job_id, partial(_begun, tracing, redis)) as attempts,
+        Attempts(
+            registry,
+            entry.id if entry else job_id,
+            partial(_begun, tracing, redis),
+            queues=settings.queues,
+        ) as attempts,
     ):
         if attempts.claim_next(job_id) is None:
             _log.info("no job is waiting any more", job=job_id)
@@ -91,19 +100,23 @@ def _train(
 
     try:
         with interruptions.allowed():
-            train_kms(registry, settings, attempts, idle_workers=lambda: _idle_workers(redis))
+            train_kms(
+                registry, settings, attempts, idle_workers=lambda: _idle_workers(redis, settings.queues)
+            )
     except JobInterrupted:
         attempts.release()
 
 
-def _idle_workers(redis: Redis) -> int:
-    """Workers that have nothing to do: what waits is theirs before it is a busy one's. None while Redis is
-    away: then nobody is given anything by it, and a training needs it for nothing else."""
+def _idle_workers(redis: Redis, queues: Iterable[str]) -> int:
+    """Workers of these queues that have nothing to do: what waits is theirs before it is a busy one's. None
+    while Redis is away: then nobody is given anything by it, and a training needs it for nothing else."""
     try:
-        return sum(
-            worker.get_state() == WorkerStatus.IDLE and _may_live(worker)
-            for worker in Worker.all(queue=_queue(redis), serializer=JSONSerializer)
-        )
+        workers = {
+            worker.name: worker
+            for queue in _queues(redis, queues)
+            for worker in Worker.all(queue=queue, serializer=JSONSerializer)
+        }
+        return sum(one.get_state() == WorkerStatus.IDLE and _may_live(one) for one in workers.values())
     except RedisError as error:
         _log.warning("Redis is away; training goes on", error=type(error).__name__)
         return 0
@@ -114,8 +127,8 @@ def _may_live(worker: BaseWorker) -> bool:
     return worker.hostname != socket.gethostname() or psutil.pid_exists(worker.pid or 0)
 
 
-def _queue(redis: Redis) -> Queue:
-    return Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+def _queues(redis: Redis, labels: Iterable[str]) -> list[Queue]:
+    return [Queue(queue_name(label), connection=redis, serializer=JSONSerializer) for label in labels]
 
 
 class _Interruptions:
@@ -172,6 +185,13 @@ class KMWorker(Worker):
     ended_with: int | None = None
     #: Told of every run that has ended; the second argument says how it crashed, None when it did not.
     on_ended: Callable[[str, str | None], None]
+    #: Called with every heartbeat.
+    on_heartbeat: Callable[[], None] = staticmethod(lambda: None)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Say that the worker lives, whether it is idle or its child trains."""
+        super().heartbeat(timeout, pipeline)
+        self.on_heartbeat()
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
         """Wait for the child, and note how it ended."""
@@ -232,14 +252,34 @@ def how_it_crashed(status: int | None) -> str:
 
 def work(settings: TrainerSettings) -> None:
     """Take jobs one after the other until SIGTERM."""
-    redis = Redis.from_url(_redis_url(settings))
+    redis = open_redis(_redis_url(settings))
     # Closed at once, since a connection must not be carried over a fork. The children and we open it faster
     # from here on: everything is imported, and the tables are up to date.
-    Registry.open(settings).close()
-    worker = KMWorker([_queue(redis)], connection=redis, serializer=JSONSerializer)
+    with Registry.open(settings) as registry:
+        pass
+    worker = KMWorker(
+        _queues(redis, settings.queues),
+        name=f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}",
+        connection=redis,
+        serializer=JSONSerializer,
+        # Between two looks at an empty queue there are 15 seconds less than this.
+        worker_ttl=HEARTBEAT_S + 15,
+        job_monitoring_interval=HEARTBEAT_S,
+    )
     worker.grace_s = settings.shutdown_grace
+    if registry.has_shared_store:
+        worker.on_heartbeat = partial(_sweep, registry)
     worker.on_ended = lambda run_id, crash: end_run(settings, redis, run_id, crash)
     worker.work(logging_level="WARNING")
+
+
+def _sweep(registry: Registry) -> None:
+    """Remove what lies here of documents that another machine deleted."""
+    try:
+        with registry:
+            registry.sweep()
+    except (SQLAlchemyError, OSError) as error:
+        _log.warning("copies not swept; will try again", error=type(error).__name__)
 
 
 def end_run(settings: TrainerSettings, redis: Redis, run_id: str, crash: str | None) -> None:

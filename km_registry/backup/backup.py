@@ -16,8 +16,10 @@ from typing import Any
 
 from sqlalchemy import select
 
-from km_registry import artifacts
-from km_registry.artifacts import atomic_write, move_into_place, purge_dir, purge_file
+from km_registry.artifact_store.base import Artifact, ArtifactStore
+from km_registry.artifact_store.opening import open_artifacts
+from km_registry.artifacts import atomic_write, move_into_place, purge_dir, purge_file, verify, verify_ke
+from km_registry.artifacts import digest as content_digest
 from km_registry.backup.manifest import RECORDS, Backup, seal
 from km_registry.backup.rows import closing_database, snapshot
 from km_registry.config import RegistrySettings
@@ -43,6 +45,7 @@ def back_up(settings: RegistrySettings, target: Path) -> Backup:
     Raises:
         ConflictError: `target` exists.
         ArtifactError: a file is missing or damaged; `km doctor` says which are.
+        StoreUnavailableError: the shared store is away.
     """
     if target.exists():
         raise ConflictError(f"{target} exists; name a directory that does not")
@@ -62,14 +65,15 @@ def back_up(settings: RegistrySettings, target: Path) -> Backup:
 
 
 def _fill(settings: RegistrySettings, partial: Path) -> None:
-    source, into = Layout(settings.data_dir), Layout(partial)
+    source, into = Layout.of(settings), Layout(partial)
+    artifacts = open_artifacts(settings, source)
     into.create()
     records = partial / RECORDS
     with closing(Database(settings.effective_database_url)) as database:
         for left in reversed(range(_ROUNDS)):
             snapshot(database, records)
             try:
-                named = _copy(source, into, records)
+                named = _copy(artifacts, source, into, records)
             except ArtifactError:
                 # Deleted since, most likely: then the next records do not name it any more.
                 if not left:
@@ -80,7 +84,7 @@ def _fill(settings: RegistrySettings, partial: Path) -> None:
                 return
 
 
-def _copy(source: Layout, into: Layout, records: Path) -> set[Path]:
+def _copy(artifacts: ArtifactStore, source: Layout, into: Layout, records: Path) -> set[Path]:
     """Copy every file that the records name and that is not copied yet; the paths of all. ArtifactError."""
     live = DocumentRow.deleted_at.is_(None)
     texts = (
@@ -88,57 +92,57 @@ def _copy(source: Layout, into: Layout, records: Path) -> set[Path]:
         .join(DocumentRow, DocumentRow.id == DocumentVersionRow.document_id)
         .where(live, DocumentVersionRow.purged_at.is_(None))
     )
-    kms = select(KMRow.id, KMRow.digest).join(DocumentRow, DocumentRow.id == KMRow.document_id).where(live)
+    kms = (
+        select(KMRow.document_id, KMRow.id, KMRow.digest)
+        .join(DocumentRow, DocumentRow.id == KMRow.document_id)
+        .where(live)
+    )
     with closing_database(records) as database, database.reading() as session:
         named_texts, named_kms = session.execute(texts).all(), session.execute(kms).all()
         named_kes = session.execute(select(KERow.id, KERow.digest).where(KERow.deleted_at.is_(None))).all()
     copied = set()
     for document_id, version, sha256 in named_texts:
         file = into.text_file(document_id, version)
-        _copy_text(source.text_file(document_id, version), file, sha256)
+        _copy_text(artifacts, source.text(document_id, version), file, sha256)
         copied.add(file)
-    for km_id, digest in named_kms:
-        _copy_km(source.km_dir(km_id), into.km_dir(km_id), digest)
+    for document_id, km_id, digest in named_kms:
+        _copy_adapter(artifacts, source.km(document_id, km_id), into.km_dir(km_id), digest, verify)
         copied.add(into.km_dir(km_id))
     for ke_id, digest in named_kes:
-        _copy_ke(source.ke_dir(ke_id), into.ke_dir(ke_id), digest)
+        _copy_adapter(artifacts, source.ke(ke_id), into.ke_dir(ke_id), digest, verify_ke)
         copied.add(into.ke_dir(ke_id))
     return copied
 
 
-def _copy_text(source: Path, file: Path, sha256: str) -> None:
+def _copy_text(artifacts: ArtifactStore, source: Artifact, file: Path, sha256: str) -> None:
     if file.exists() and _sha256(file.read_bytes()) == sha256:
         return
     try:
-        data = source.read_bytes()
+        data = artifacts.read(source, sha256)
     except FileNotFoundError:
-        raise ArtifactError(f"{source} is missing; look with km doctor") from None
-    if _sha256(data) != sha256:
-        raise ArtifactError(f"{source} was altered; look with km doctor")
+        raise ArtifactError(f"{source.path} is missing; look with km doctor") from None
+    except ArtifactError:
+        raise ArtifactError(f"{source.path} was altered; look with km doctor") from None
     atomic_write(file, data)
 
 
-def _copy_km(source: Path, directory: Path, digest: str) -> None:
-    _copy_adapter(source, directory, digest, artifacts.verify)
-
-
-def _copy_ke(source: Path, directory: Path, digest: str) -> None:
-    _copy_adapter(source, directory, digest, artifacts.verify_ke)
-
-
 def _copy_adapter(
-    source: Path, directory: Path, digest: str, verify: Callable[[Path], dict[str, Any]]
+    artifacts: ArtifactStore,
+    source: Artifact,
+    directory: Path,
+    digest: str,
+    verified: Callable[[Path], dict[str, Any]],
 ) -> None:
     if directory.exists():  # whole: it was named so only once it had been verified
         return
     partial = directory.with_name(f".{directory.name}")
     purge_dir(partial)
     try:
-        shutil.copytree(source, partial)
-        if artifacts.digest(verify(partial)) != digest:
-            raise ArtifactError(f"{source} is not what was recorded; look with km doctor")
+        artifacts.copy(source, partial)
+        if content_digest(verified(partial)) != digest:
+            raise ArtifactError(f"{source.path} is not what was recorded; look with km doctor")
     except (FileNotFoundError, shutil.Error) as error:
-        raise ArtifactError(f"{source} is missing; look with km doctor") from error
+        raise ArtifactError(f"{source.path} is missing; look with km doctor") from error
     move_into_place(partial, directory)
 
 
@@ -158,7 +162,7 @@ def _leave_out_all_but(named: set[Path], into: Layout) -> None:
 
 def _forget_deleted(settings: RegistrySettings, partial: Path) -> None:
     """Complete in the copy every deletion that was asked for: nothing of those documents is kept in it."""
-    copy = settings.model_copy(update={"data_dir": partial, "database_url": None})
+    copy = settings.model_copy(update={"data_dir": partial, "database_url": None, "store_url": None})
     store = Store.open(copy, NullNotifier())
     try:
         for document in deletion.pending(store):

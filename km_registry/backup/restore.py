@@ -6,8 +6,10 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from km_registry.artifact_store.base import ArtifactStore
+from km_registry.artifact_store.opening import open_artifacts
 from km_registry.artifacts import move_into_place, purge_dir
 from km_registry.backup import manifest
 from km_registry.backup.manifest import RECORDS, Backup
@@ -18,7 +20,7 @@ from km_registry.events import NullNotifier
 from km_registry.store.database import Database
 from km_registry.store.layout import Layout
 from km_registry.store.store import Store
-from km_registry.tables import JobRow
+from km_registry.tables import DocumentVersionRow, JobRow, KERow, KMRow
 from km_registry.types import JobState
 
 #: In the data directory until everything is in place: a restore that was cut short can be done again.
@@ -33,9 +35,10 @@ def restore(settings: RegistrySettings, source: Path) -> Backup:
     Raises:
         ConflictError: there are documents or records already; nothing is overwritten.
         ArtifactError: the backup is damaged; nothing was changed.
+        StoreUnavailableError: the shared store is away; restore again when it is there.
     """
     backup = manifest.read(source)
-    layout = Layout(settings.data_dir)
+    layout = Layout.of(settings)
     layout.create()
     stage = layout.root / _STAGE
     _refuse_unless_empty(settings, layout, resumed=stage.exists())
@@ -67,9 +70,11 @@ def _refuse_unless_empty(settings: RegistrySettings, layout: Layout, *, resumed:
 
 
 def _put_in_place(settings: RegistrySettings, layout: Layout, stage: Path) -> None:
-    staged = Store.open(settings.model_copy(update={"data_dir": stage, "database_url": None}), NullNotifier())
+    here = {"data_dir": stage, "database_url": None, "store_url": None}
+    staged = Store.open(settings.model_copy(update=here), NullNotifier())
     with closing(staged.database):
         _queue_what_ran(staged)
+        _share(staged, open_artifacts(settings, layout), layout)
         for directory in (layout.documents, layout.kms, layout.kes):
             directory.rmdir()
             move_into_place(stage / directory.name, directory)
@@ -79,6 +84,30 @@ def _put_in_place(settings: RegistrySettings, layout: Layout, stage: Path) -> No
                 copy_rows(staged.database, database)
             return
     move_into_place(stage / RECORDS, layout.root / RECORDS)
+
+
+def _share(staged: Store, artifacts: ArtifactStore, layout: Layout) -> None:
+    """Have a shared store keep every artifact that the records name, before they name it."""
+    if not artifacts.is_shared:
+        return
+    with staged.database.reading() as session:
+        texts = session.execute(
+            select(DocumentVersionRow.document_id, DocumentVersionRow.version).where(
+                DocumentVersionRow.purged_at.is_(None)
+            )
+        ).all()
+        kms = session.execute(select(KMRow.document_id, KMRow.id)).all()
+        kes = session.scalars(select(KERow.id).where(KERow.deleted_at.is_(None))).all()
+    for document_id, version in texts:
+        text = staged.layout.text_file(document_id, version).read_bytes()
+        artifacts.write(layout.text(document_id, version), text)
+    for document_id, km_id in kms:
+        artifacts.publish(layout.km(document_id, km_id), staged.layout.km_dir(km_id))
+    for ke_id in kes:
+        artifacts.publish(layout.ke(ke_id), staged.layout.ke_dir(ke_id))
+    # What was written here is moved here in a moment.
+    purge_dir(layout.documents)
+    layout.documents.mkdir(mode=0o700)
 
 
 def _queue_what_ran(store: Store) -> None:

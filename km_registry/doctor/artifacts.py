@@ -19,6 +19,8 @@ from km_registry.types import KM
 
 def texts(store: Store) -> Iterator[Finding]:
     """The text of every document is there, and is what was uploaded."""
+    if store.artifacts.is_shared:
+        return  # see `shared_store`
     live = select(DocumentRow.id, DocumentRow.version).where(DocumentRow.deleted_at.is_(None))
     with store.database.reading() as session:
         rows = session.execute(live.order_by(DocumentRow.sequence)).all()
@@ -34,6 +36,8 @@ def texts(store: Store) -> Iterator[Finding]:
 
 def kms(store: Store) -> Iterator[Finding]:
     """Every KM is whole, is the one that was published, and knows the text that its version has."""
+    if store.artifacts.is_shared:
+        return
     query = (
         select(KMRow, DocumentVersionRow.sha256)
         .join(DocumentRow, DocumentRow.id == KMRow.document_id)
@@ -52,11 +56,13 @@ def kms(store: Store) -> Iterator[Finding]:
         problem = _problem(store, km, text_sha256)
         if problem is not None:
             remedy = "it will be removed and its document trained again"
-            yield Finding(km.id, problem, remedy, _trained_anew(store, km))
+            yield Finding(km.id, problem, remedy, trained_anew(store, km))
 
 
 def kes(store: Store) -> Iterator[Finding]:
     """Every KE is whole, and is the one that was registered."""
+    if store.artifacts.is_shared:
+        return
     query = select(KERow.id, KERow.name, KERow.digest).where(KERow.deleted_at.is_(None))
     with store.database.reading() as session:
         rows = session.execute(query.order_by(KERow.name, KERow.version)).all()
@@ -89,13 +95,14 @@ def _problem(store: Store, km: KM, text_sha256: str | None) -> str | None:
     return None
 
 
-def _trained_anew(store: Store, km: KM) -> Callable[[], None]:
+def trained_anew(store: Store, km: KM) -> Callable[[], None]:
+    """A repair: the KM is gone afterwards, and its document has a queued job."""
     train = trains_again(store, km.document_id)
 
     def repair() -> None:
         with store.transaction() as transaction:
             transaction.session.execute(delete(KMRow).where(KMRow.id == km.id))
-        artifacts.purge_dir(store.layout.km_dir(km.id))
+        store.artifacts.remove(store.layout.km(km.document_id, km.id))
         train()
 
     return repair

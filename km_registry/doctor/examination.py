@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from km_registry.doctor import artifacts, orphans, records
+from km_registry.doctor import artifacts, orphans, records, shared_store
 from km_registry.doctor.findings import Finding
 from km_registry.store.store import Store
 
@@ -19,6 +19,8 @@ CHECKS: tuple[Check, ...] = (
     artifacts.kms,
     artifacts.kes,
     orphans.orphans,
+    shared_store.copies,
+    shared_store.objects,
 )
 
 

@@ -23,7 +23,7 @@ _OF_ONE = ("documents", "passages", "composites")
 
 def orphans(store: Store) -> Iterator[Finding]:
     """Whatever lies in the registry's directories and belongs to nothing."""
-    for path in _of_nothing(store):
+    for path in of_nothing(store):
         yield Finding(
             str(path.relative_to(store.layout.root)),
             "it belongs to nothing that is recorded",
@@ -32,7 +32,8 @@ def orphans(store: Store) -> Iterator[Finding]:
         )
 
 
-def _of_nothing(store: Store) -> Iterator[Path]:
+def of_nothing(store: Store) -> Iterator[Path]:
+    """Paths in the registry's directories that belong to nothing."""
     # The files are listed before the rows are read: what is made in between has its row by then.
     present = [path for directory in _directories(store.layout) for path in _entries(directory)]
     with store.database.reading() as session:
@@ -49,7 +50,7 @@ def orphans_of(store: Store, document_ids: Collection[str]) -> Iterator[Callable
         for document_id in document_ids
         for home in (store.layout.document_dir, store.layout.passages_dir)
     }
-    for path in _of_nothing(store):
+    for path in of_nothing(store):
         if path.parent in homes:
             yield _removal(path)
 

@@ -16,6 +16,7 @@ from km_registry.errors import ConflictError, NotFoundError
 from km_registry.store import audit
 from km_registry.store.access import require
 from km_registry.store.jobs import cancel_unfinished
+from km_registry.store.layout import document_key
 from km_registry.store.rows import add_purged, as_document, as_receipt
 from km_registry.store.store import Store, now
 from km_registry.tables import DocumentRow, DocumentVersionRow, EventRow, JobRow, KMRow, ReceiptRow
@@ -40,7 +41,10 @@ def tombstone(store: Store, principal: Principal, document_id: str) -> Document:
 
 
 def purge(store: Store, document_id: str) -> dict[str, Any]:
-    """Remove everything that was made of a tombstoned document; what was removed, all runs together."""
+    """Remove everything that was made of a tombstoned document; what was removed, all runs together.
+
+    StoreUnavailableError when the shared store is away: then purge again.
+    """
     with store.database.reading() as session:
         receipt = session.get(ReceiptRow, document_id)
         if receipt is not None:
@@ -59,6 +63,10 @@ def purge(store: Store, document_id: str) -> dict[str, Any]:
         "passage_bytes": purge_dir(store.layout.passages_dir(document_id)),
         "work_bytes": sum(purge_dir(store.layout.work_dir(job_id)) for job_id in jobs),
     }
+    if store.artifacts.is_shared:
+        # Whatever was ever stored of it, by whichever machine and attempt.
+        shared = store.artifacts.forget(document_key(document_id))
+        files |= {"store_objects": shared.objects, "store_bytes": shared.size_bytes}
     purged = _purge_rows(store, document_id, files)
     store.database.checkpoint()
     return purged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,13 +10,14 @@ from sqlalchemy import ColumnElement, Select, bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from km_registry.artifacts import atomic_write, purge_dir
-from km_registry.errors import ArtifactError, NotFoundError
+from km_registry.artifacts import purge_dir, purge_file
+from km_registry.errors import ArtifactError, NotFoundError, StoreUnavailableError
 from km_registry.ids import new_id
 from km_registry.store import audit, quota
 from km_registry.store.access import allowed, visible_to
 from km_registry.store.content import Content, checked
 from km_registry.store.jobs import queue_job
+from km_registry.store.layout import document_key
 from km_registry.store.rows import as_document, as_job, as_km, as_version, find_job, latest_job, live_document
 from km_registry.store.store import Store, now
 from km_registry.store.versions import add_version
@@ -36,18 +36,28 @@ def add(
     document_id = new_id("doc")
     try:
         with _marked(store, document_id):
-            atomic_write(store.layout.text_file(document_id), content.data)
+            store.artifacts.write(store.layout.text(document_id), content.data)
             return *_insert(store, principal, document_id, content, recipe), True
     except IntegrityError:
         # Another upload of the same text was faster; its document is the one.
-        purge_dir(store.layout.document_dir(document_id))
+        _take_back(store, document_id)
         existing = _existing(store, principal, content.sha256)
         if existing is None:
             raise
         return *existing, False
     except BaseException:
-        purge_dir(store.layout.document_dir(document_id))
+        _take_back(store, document_id)
         raise
+
+
+def _take_back(store: Store, document_id: str) -> None:
+    """Remove what was kept of an upload that came to nothing. While the shared store is away the mark stays,
+    by which the next start removes the rest."""
+    with suppress(StoreUnavailableError):
+        store.artifacts.forget(document_key(document_id))
+        purge_dir(store.layout.document_dir(document_id))
+        return
+    purge_file(store.layout.text_file(document_id))
 
 
 @contextmanager
@@ -103,7 +113,8 @@ def list_visible(
 def read_text(store: Store, document_id: str, version: int | None) -> str:
     """The text of the document's newest version, or of the named one.
 
-    ArtifactError when the file is not what was uploaded, NotFoundError when there is no such version.
+    ArtifactError when the file is not what was uploaded, NotFoundError when there is no such version,
+    StoreUnavailableError when it is not here and the shared store is away.
     """
     with store.database.reading() as session:
         document = live_document(session, document_id)
@@ -112,7 +123,7 @@ def read_text(store: Store, document_id: str, version: int | None) -> str:
             raise NotFoundError(f"version {version} of {document_id} is not kept; there is a newer one")
         found = as_version(row)
     try:
-        data = store.layout.text_file(document_id, found.version).read_bytes()
+        data = store.artifacts.read(store.layout.text(document_id, found.version), found.sha256)
     except FileNotFoundError:
         if version is None and _newest(store, document_id) != found.version:
             # It was superseded and purged between the row and the file.
@@ -120,8 +131,10 @@ def read_text(store: Store, document_id: str, version: int | None) -> str:
         raise ArtifactError(
             f"the text of {document_id} is missing; delete the document and upload it again"
         ) from None
-    if hashlib.sha256(data).hexdigest() != found.sha256:
-        raise ArtifactError(f"the text of {document_id} was altered; delete the document and upload it again")
+    except ArtifactError:
+        raise ArtifactError(
+            f"the text of {document_id} was altered; delete the document and upload it again"
+        ) from None
     return data.decode()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from km_registry.artifacts import purge_dir
-from km_registry.errors import ConflictError, StaleAttemptError
+from km_registry.errors import ConflictError, StaleAttemptError, StoreUnavailableError
 from km_registry.ids import new_id
 from km_registry.store import audit, quota
 from km_registry.store.access import require
@@ -156,7 +156,9 @@ def claim(store: Store, job_id: str, held_by: str | None) -> Job | None:
         claimed = as_job(job)
     if abandoned is not None:
         # An attempt that died between moving its KM into place and committing leaves it under this id.
-        purge_dir(store.layout.km_dir(abandoned))
+        # What stays while the store is away goes with the document.
+        with suppress(StoreUnavailableError):
+            store.artifacts.remove(store.layout.km(claimed.document_id, abandoned))
     return claimed
 
 

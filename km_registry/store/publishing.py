@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import update
 
 from km_registry import artifacts
-from km_registry.errors import ArtifactError, StaleAttemptError
+from km_registry.errors import ArtifactError, StaleAttemptError, StoreUnavailableError
 from km_registry.store.jobs import fenced_update, purge_work
-from km_registry.store.rows import as_km, live_document
+from km_registry.store.rows import as_km, find_job, live_document
 from km_registry.store.store import Store, Transaction, now
 from km_registry.tables import KMRow
 from km_registry.types import KM, JobState, Stage
@@ -21,10 +23,40 @@ def publish(store: Store, job_id: str, attempt: int, staged: Path, metrics: dict
     """Verify the staged directory, move it into place and record it, all within the fence of the attempt."""
     try:
         manifest = artifacts.verify(staged, max_rank=store.settings.lora_rank)
-        return _publish_verified(store, job_id, attempt, staged, _finite(metrics), manifest)
+        with _shared(store, job_id, attempt, staged, manifest):
+            return _publish_verified(store, job_id, attempt, staged, _finite(metrics), manifest)
     except StaleAttemptError:
         # The document may be deleted and purged by now: what was learned from it must go too.
         artifacts.purge_dir(staged)
+        raise
+
+
+@contextmanager
+def _shared(
+    store: Store, job_id: str, attempt: int, staged: Path, manifest: dict[str, Any]
+) -> Iterator[None]:
+    """Within it the KM lies in the shared store, where no row names it yet; taken back when anything fails.
+
+    Before the transaction, which no upload should hold up. A deletion that comes between is seen by the
+    transaction.
+    """
+    if not store.artifacts.is_shared:
+        yield
+        return
+    with store.database.reading() as session:
+        job = find_job(session, job_id)
+        owned = (job.attempt, job.state) == (attempt, JobState.RUNNING)
+        document_id, km_id = job.document_id, job.km_id
+    if not owned or km_id is None or manifest["document_id"] != document_id:
+        yield  # refused below, with the reason
+        return
+    artifact = store.layout.km(document_id, km_id)
+    store.artifacts.publish(artifact, staged)
+    try:
+        yield
+    except BaseException:
+        with suppress(StoreUnavailableError):
+            store.artifacts.remove(artifact)
         raise
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
+from km_registry.artifact_store.cache import clear_unfinished
 from km_registry.artifacts import purge_dir, purge_file
 from km_registry.doctor.orphans import orphans_of
+from km_registry.errors import StoreUnavailableError
+from km_registry.store.layout import document_key
 from km_registry.store.store import Store
 from km_registry.tables import DocumentRow
 
@@ -27,8 +30,14 @@ def recover(store: Store) -> int:
         if directory.name in known:
             purge_file(mark)
         else:
+            try:
+                store.artifacts.forget(document_key(directory.name))
+            except StoreUnavailableError:
+                continue  # the mark stays for the next start
             purge_dir(directory)
             removed += 1
+    if store.artifacts.is_shared:
+        clear_unfinished(store.layout)
     # A KE that was being copied.
     for staged in list(store.layout.kes.glob(".*")):
         purge_dir(staged)

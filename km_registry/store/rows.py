@@ -22,6 +22,7 @@ from km_registry.tables import (
     UserRow,
 )
 from km_registry.types import (
+    DEFAULT_QUEUE,
     KM,
     ApiKey,
     Document,
@@ -84,6 +85,7 @@ def as_job(row: JobRow) -> Job:
         retries=row.retries,
         not_before=row.not_before,
         priority=Priority(row.priority),
+        queue=row.recipe.get("queue") or DEFAULT_QUEUE,
     )
 
 

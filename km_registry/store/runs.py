@@ -35,6 +35,13 @@ def of_job(store: Store, job_id: str) -> Run | None:
     return Run(str(rows[0][0]), tuple(row[1] for row in rows)) if rows else None
 
 
+def held(store: Store, run_id: str) -> list[str]:
+    """Ids of the jobs that the run holds, oldest first."""
+    query = select(JobRow.id).where(JobRow.held_by == run_id).order_by(JobRow.sequence)
+    with store.database.reading() as session:
+        return list(session.scalars(query))
+
+
 def let_go(store: Store, run_id: str, job_id: str, attempt: int) -> None:
     """Say that the run has nothing open any more of a job that was taken away from it."""
     statement = (

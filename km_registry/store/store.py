@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from sqlalchemy.orm import Session
 
+from km_registry.artifact_store.base import ArtifactStore
+from km_registry.artifact_store.opening import open_artifacts
 from km_registry.config import RegistrySettings
 from km_registry.events import Notifier
 from km_registry.store.database import Database
@@ -57,17 +59,20 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Database, files, notifier and limits of one registry."""
+    """Database, files, artifacts, notifier and limits of one registry."""
 
     settings: RegistrySettings
     database: Database
     layout: Layout
     notifier: Notifier
+    artifacts: ArtifactStore
 
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier) -> Self:
-        """Make directories and bring the schema up to date as needed."""
-        layout = Layout(settings.data_dir)
+        """Make directories and bring the schema up to date as needed. ConflictError when artifacts lie in the
+        data directory, and the settings say that they are in a shared store."""
+        layout = Layout.of(settings)
+        artifacts = open_artifacts(settings, layout)
         layout.create()
         database = Database(settings.effective_database_url)
         try:
@@ -75,7 +80,7 @@ class Store:
         except BaseException:
             database.close()
             raise
-        return cls(settings, database, layout, notifier)
+        return cls(settings, database, layout, notifier, artifacts)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:

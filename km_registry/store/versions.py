@@ -14,9 +14,9 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from km_registry.artifacts import atomic_write, purge_dir, purge_file
+from km_registry.artifacts import purge_dir
 from km_registry.composites import forget_kms
-from km_registry.errors import ConflictError, NotFoundError
+from km_registry.errors import ConflictError, NotFoundError, StoreUnavailableError
 from km_registry.store import audit, quota
 from km_registry.store.access import require
 from km_registry.store.content import checked
@@ -78,10 +78,10 @@ def change(
         raise ConflictError(
             "another document of yours has this very text; ask that one, or delete it first"
         ) from error
-    except (OSError, SQLAlchemyError):
-        # The disk may be full, or the database away, so this may fail as well. Then the next version's text
-        # is written over what lies there.
-        with contextlib.suppress(OSError, SQLAlchemyError):
+    except (OSError, SQLAlchemyError, StoreUnavailableError):
+        # The disk may be full, or the database or the store away, so this may fail as well. Then the next
+        # version's text is written over what lies there.
+        with contextlib.suppress(OSError, SQLAlchemyError, StoreUnavailableError):
             _remove_unused_text(store, document_id)
         raise
 
@@ -104,7 +104,7 @@ def _change(
     row.title, row.sha256, row.size_bytes = content.title, content.sha256, len(content.data)
     add_version(transaction.session, row)
     # Written while the row is held: the next version's number is nobody else's.
-    atomic_write(store.layout.text_file(row.id, row.version), content.data)
+    store.artifacts.write(store.layout.text(row.id, row.version), content.data)
     return queue_job(transaction, row, recipe)
 
 
@@ -112,7 +112,7 @@ def _remove_unused_text(store: Store, document_id: str) -> None:
     """Remove the text of a version that was rolled back, unless another has taken its number since."""
     with store.transaction() as transaction:
         row = live_document(transaction.session, document_id, lock=True)
-        purge_file(store.layout.text_file(document_id, row.version + 1))
+        store.artifacts.remove(store.layout.text(document_id, row.version + 1))
 
 
 def versions_of(store: Store, document_id: str) -> list[DocumentVersion]:
@@ -191,19 +191,18 @@ def purge(store: Store, gone: Superseded) -> dict[str, int]:
             select(JobRow.km_id).where(JobRow.id.in_(gone.job_ids), JobRow.km_id.not_in(kept))
         ).all()
         digests = _texts_only_in(session, gone)
-    passages = store.layout.passages_dir(gone.document_id)
+    layout, remove = store.layout, store.artifacts.remove
     composites, composite_bytes = forget_kms(store.layout.composites, set(km_ids))
-    texts = [store.layout.text_file(gone.document_id, version) for version in gone.versions]
     removed = {
-        "text_bytes": sum(purge_file(path) for path in texts),
+        "text_bytes": sum(remove(layout.text(gone.document_id, version)) for version in gone.versions),
         # Also what a publication that was cut short left under the id that was reserved for it.
         "adapter_bytes": sum(
-            purge_dir(store.layout.km_dir(km_id)) for km_id in {*km_ids, *reserved} if km_id is not None
+            remove(layout.km(gone.document_id, km_id)) for km_id in {*km_ids, *reserved} if km_id is not None
         ),
         "composites": composites,
         "composite_bytes": composite_bytes,
-        "passage_bytes": sum(purge_dir(passages / digest) for digest in digests),
-        "work_bytes": sum(purge_dir(store.layout.work_dir(job_id)) for job_id in gone.job_ids),
+        "passage_bytes": sum(remove(layout.passages_of(gone.document_id, digest)) for digest in digests),
+        "work_bytes": sum(purge_dir(layout.work_dir(job_id)) for job_id in gone.job_ids),
     }
     return _purge_rows(store, gone, removed)
 

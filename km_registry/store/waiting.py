@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import timedelta
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, true
 
 from km_registry.errors import ConflictError
 from km_registry.store import audit
@@ -17,11 +17,11 @@ from km_registry.store.jobs import LONGEST_WAIT, fenced_update, mark_failed, pur
 from km_registry.store.rows import as_job
 from km_registry.store.store import Store, now
 from km_registry.tables import DocumentRow, JobRow
-from km_registry.types import Action, Job, JobState, Principal, Priority
+from km_registry.types import DEFAULT_QUEUE, Action, Job, JobState, Principal, Priority
 
 
-def waiting(store: Store, limit: int | None = None) -> list[Job]:
-    """The jobs that may begin now, in the order of their turns.
+def waiting(store: Store, limit: int | None = None, queues: Collection[str] | None = None) -> list[Job]:
+    """The jobs that may begin now, in the order of their turns; only those of some queues, if named.
 
     An owner's jobs are ordered by priority, then by age. Those that run count as turns taken, so that an
     owner whose documents fill the workers comes after one who has none in training. Of like turns the older
@@ -40,11 +40,13 @@ def waiting(store: Store, limit: int | None = None) -> list[Job]:
     # What waits for longer than any retry does was put off before the clock was set back.
     far = JobRow.not_before > now() + LONGEST_WAIT
     due = or_(JobRow.not_before.is_(None), JobRow.not_before <= now(), far)
+    queue = func.coalesce(JobRow.recipe["queue"].as_string(), DEFAULT_QUEUE)
+    served = true() if queues is None else queue.in_(queues)
     turns = (
         select(JobRow.sequence, (own_order + func.coalesce(running.c.count, 0)).label("turn"))
         .join(DocumentRow, DocumentRow.id == JobRow.document_id)
         .outerjoin(running, running.c.owner_id == DocumentRow.owner_id)
-        .where(JobRow.state == JobState.QUEUED, due)
+        .where(JobRow.state == JobState.QUEUED, due, served)
         .subquery()
     )
     query = (

@@ -58,6 +58,8 @@ class Job(TypedDict):
     total_steps: int
     progress: str
     error: str | None
+    queue: str
+    waits_for: str | None
     not_before: str | None
     created_at: str
     started_at: str | None

@@ -67,7 +67,7 @@ def ke_documents(
 ) -> list[KEDocument]:
     """The documents whose KMs are trained, with the directories that hold those."""
     # Where the evaluation's own server keeps its records, whatever the environment says of another's.
-    with Registry.open(RegistrySettings(data_dir=data_dir, database_url=None)) as registry:
+    with Registry.open(RegistrySettings(data_dir=data_dir, database_url=None, store_url=None)) as registry:
         return [
             _ke_document(document, registry.km_of(state.uploads[row.name, document.id]), passages)
             for document in documents

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from km_registry.chunking import chunks
-from km_registry.errors import ArtifactError, NotFoundError
+from km_registry.errors import ArtifactError, NotFoundError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.tracing import span
 from server.retrieval.base import Embedder, Passage, RetrievalUnavailableError
@@ -206,12 +207,15 @@ class Retriever:
         return [(piece.start, piece.end) for piece in pieces]
 
     def _read(self, key: Key, origin: Origin) -> PassageIndex | None:
-        directory = self._registry.passages_dir(key.document_id) / key.text_sha256
+        def check(directory: Path) -> None:
+            PassageIndex.read(directory, origin)
+
         try:
-            return PassageIndex.read(directory, origin)
+            with self._registry.held_passages(key.document_id, key.text_sha256, check) as directory:
+                return PassageIndex.read(directory, origin)
         except FileNotFoundError:
             return None
-        except ArtifactError as error:
+        except (ArtifactError, StoreUnavailableError) as error:
             _log.info("passages are made anew", document_id=key.document_id, reason=str(error))
             return None
 
@@ -221,13 +225,16 @@ class Retriever:
             _, newest = await self._text(key.document_id)
             if newest != key:
                 return False
-            directory = self._registry.passages_dir(key.document_id) / key.text_sha256
             try:
-                await asyncio.to_thread(index.write, directory, origin)
-            except OSError as error:
+                await asyncio.to_thread(self._keep, key, origin, index)
+            except (OSError, StoreUnavailableError) as error:
                 # It serves from memory; the next start makes it anew.
                 _log.warning("passages not kept", document_id=key.document_id, error=type(error).__name__)
             return True
+
+    def _keep(self, key: Key, origin: Origin, index: PassageIndex) -> None:
+        index.write(self._registry.passages_dir(key.document_id) / key.text_sha256, origin)
+        self._registry.share_passages(key.document_id, key.text_sha256)
 
 
 async def _to_the_end(task: asyncio.Task[bool]) -> bool:

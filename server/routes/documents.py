@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import NotFoundError
 from km_registry.types import Action, Document, Job, Priority, Role, Training
+from server import workers
 from server.auth import UserDep
 from server.event_stream import event_stream
 from server.problems import documented
@@ -143,7 +144,7 @@ async def detail(document_id: str, principal: UserDep, state: State) -> Document
             # Taken away in this very moment.
             raise NotFoundError
         # The KM is looked for after the job: a job seen as succeeded has its KM.
-        job = JobOut.model_validate(state.registry.job_of(document_id))
+        job = workers.told(state.queue, state.registry.job_of(document_id))
         km = state.registry.km_of(document_id)
         return DocumentDetail(
             document=DocumentOut.model_validate(document),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -19,6 +19,7 @@ from server.engine.base import EngineStatus, EngineUnavailableError
 from server.problems import documented
 from server.schemas import Alive, Readiness
 from server.state import AppState, State
+from server.workers import by_queue
 
 router = APIRouter(tags=["operation"])
 
@@ -76,7 +77,8 @@ async def metrics(_: AdminDep, state: State) -> Response:
         restarts=state.engine_keeper.restarts,
     )
     measured = await run_in_threadpool(state.registry.training_measures)
-    state.metrics.training(measured, await run_in_threadpool(_entries, state))
+    entries, workers = await run_in_threadpool(_queued, state)
+    state.metrics.training(measured, entries, workers)
     state.metrics.kept(*await run_in_threadpool(state.registry.counts))
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -102,11 +104,11 @@ async def _status(state: AppState) -> EngineStatus | None:
         return None
 
 
-def _entries(state: AppState) -> int | None:
+def _queued(state: AppState) -> tuple[int | None, Mapping[tuple[str, str], int] | None]:
     try:
-        return len(state.queue.waiting())
+        return len(state.queue.waiting()), by_queue(state.queue.workers())
     except RedisError:
-        return None
+        return None, None
 
 
 async def _redis(state: AppState) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -207,15 +208,15 @@ def test_a_document_deleted_while_it_is_copied_is_left_out(
 ) -> None:
     document, job, _ = registry.add_document(owner, "goes", CANARY)
     publish(registry, document, job)
-    copy_km = backups._copy_km
+    copy_adapter = backups._copy_adapter
 
-    def deleting_first(source: Path, directory: Path, digest: str) -> None:
+    def deleting_first(*arguments: Any) -> None:
         if registry.pending_deletions() == [] and document.id in map(_id, registry.list_documents(owner)):
             registry.tombstone(owner, document.id)
             registry.complete_deletion(document.id, registry.purge(document.id))
-        copy_km(source, directory, digest)
+        copy_adapter(*arguments)
 
-    monkeypatch.setattr(backups, "_copy_km", deleting_first)
+    monkeypatch.setattr(backups, "_copy_adapter", deleting_first)
     assert back_up(settings, target).documents == 1
     assert [path for path in files_below(target) if CANARY.encode() in path.read_bytes()] == []
     assert problems(settings.model_copy(update={"data_dir": target, "database_url": None})) == []

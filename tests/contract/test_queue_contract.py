@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,16 +21,17 @@ from rq import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from km_registry.jobs import QUEUE_NAME, JobQueue, MemoryJobQueue, RqJobQueue
+from km_registry.jobs import QUEUE_NAME, JobQueue, MemoryJobQueue, RqJobQueue, queue_name
 from km_registry.types import Job, JobState, Run, Stage
 from tests.contract import rq_target
 
 ROOT = Path(__file__).parents[2]
 
 
-def job(name: str, attempt: int = 0) -> Job:
+def job(name: str, attempt: int = 0, queue: str = "default") -> Job:
     now = datetime.now(UTC)
-    return Job(f"job_{name}", f"doc_{name}", JobState.QUEUED, attempt, Stage.WAITING, 0, 0, now)
+    one = Job(f"job_{name}", f"doc_{name}", JobState.QUEUED, attempt, Stage.WAITING, 0, 0, now)
+    return replace(one, queue=queue)
 
 
 @pytest.fixture(params=["memory", "rq"])
@@ -59,6 +62,31 @@ def test_stopping_takes_a_job_out(queue: JobQueue) -> None:
     assert queue.waiting() == ["job_ab", "job_b"]
     queue.enqueue(job("a"))
     assert queue.waiting() == ["job_ab", "job_b", "job_a"]
+
+
+def test_jobs_of_other_queues_wait_and_are_stopped_as_well(queue: JobQueue) -> None:
+    queue.enqueue(job("a", queue="large-gpu"))
+    queue.enqueue(job("b"))
+    queue.enqueue(job("a", queue="large-gpu"))
+    assert sorted(queue.waiting()) == ["job_a", "job_b"]
+    queue.stop("job_a")
+    assert queue.waiting() == ["job_b"]
+
+
+def test_a_worker_takes_what_it_serves_and_is_seen(redis_server: Redis, redis_socket: Path) -> None:
+    queue = queue_of(redis_server, rq_target.report_and_block)
+    queue.enqueue(job("a"))
+    queue.enqueue(job("b", queue="large-gpu"))
+    assert queue.workers() == []
+    with worker(redis_socket, queue_name("large-gpu"), burst=True) as process:
+        assert started(redis_server) == "job_b"
+        assert queue.waiting() == ["job_a"]
+        (seen,) = queue.workers()
+        assert (seen.queues, seen.run_id) == (("large-gpu",), "job_b-0")
+        assert seen.host == socket.gethostname()
+        queue.stop("job_b")
+        assert process.wait(30) == 0
+    assert queue.workers() == []
 
 
 def test_stopping_the_unknown_is_harmless(queue: JobQueue) -> None:
@@ -128,10 +156,10 @@ def test_stopping_leaves_nothing_in_redis(redis_server: Redis) -> None:
 
 
 @contextmanager
-def worker(socket: Path, *, burst: bool) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "rq.cli", "worker", QUEUE_NAME, "--url", f"unix://{socket}"]
+def worker(path: Path, name: str = QUEUE_NAME, *, burst: bool) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "rq.cli", "worker", name, "--url", f"unix://{path}"]
     command += ["--serializer", "rq.serializers.JSONSerializer", *(["--burst"] if burst else [])]
-    environment = {**os.environ, "TEST_REDIS_SOCKET": str(socket), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TEST_REDIS_SOCKET": str(path), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         try:
             yield process

@@ -43,6 +43,21 @@ class TestTurns:
         (one,) = upload(registry, stranger, 1)
         assert order(registry)[0] == one.id
 
+    def test_a_worker_sees_the_turns_of_what_it_serves(
+        self, registry: Registry, owner: Principal, stranger: Principal
+    ) -> None:
+        large = {"queue": "large-gpu"}
+        plain = upload(registry, owner, 2)
+        first = registry.add_document(owner, "n", "large 1", large)[1]
+        second = registry.add_document(owner, "n", "large 2", large)[1]
+        others = registry.add_document(stranger, "n", "large 3", large)[1]
+        assert (first.queue, plain[0].queue) == ("large-gpu", "default")
+        assert registry.queued_jobs(9, {"large-gpu"}) == [first, others, second]
+        assert registry.queued_jobs(9, ["default"]) == plain
+        assert len(registry.queued_jobs(9, ["default", "large-gpu"])) == 5
+        assert registry.queued_jobs(9, ["elsewhere"]) == []
+        assert len(registry.unfinished_jobs()) == 5
+
     def test_what_runs_counts_as_a_turn(
         self, registry: Registry, owner: Principal, stranger: Principal
     ) -> None:

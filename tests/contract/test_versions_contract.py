@@ -136,7 +136,7 @@ class TestNewVersion:
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("km_registry.store.versions.atomic_write", full)
+        monkeypatch.setattr("km_registry.artifact_store.local.atomic_write", full)
         with pytest.raises(OSError, match="No space"):
             registry.update_document(owner, document.id, SECOND)
         assert registry.get_document(owner, document.id) == document

@@ -129,6 +129,7 @@ EXPECTED = {
     ("POST", "/keys"): Expected(201, USERS, body={"name": "key {number}"}),
     ("DELETE", "/keys/{key_id}"): Expected(200, {"owner", "admin"}),
     ("GET", "/audit"): Expected(200, USERS),
+    ("GET", "/workers"): Expected(200, ADMIN, 403),
 }
 
 

@@ -537,7 +537,7 @@ def test_worker_takes_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(cli_server.os, "execve", lambda *arguments: called.append(arguments))
 
     km("worker", "--redis-url", "redis://r", "--data-dir", str(tmp_path), "--generator-url", "http://g/v1")
-    km("worker", "--redis-url", "redis://r", "--concurrency", "2")
+    km("worker", "--redis-url", "redis://r", "--concurrency", "2", "--queue", "large", "--queue", "default")
 
     (_, command, environment) = called[0]
     assert command == [sys.executable, "-m", "trainer_worker"]
@@ -545,7 +545,9 @@ def test_worker_takes_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert environment["KM_DATABASE_URL"] == f"sqlite:///{tmp_path}/registry.sqlite3"
     assert environment["KM_GENERATOR_URL"] == "http://g/v1"
     assert environment["KM_TRAIN_CONCURRENCY"] == "4"
+    assert "KM_QUEUES" not in environment
     assert called[1][2]["KM_TRAIN_CONCURRENCY"] == "2"
+    assert called[1][2]["KM_QUEUES"] == "large,default"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ async def test_a_full_disk_is_said(ada: Someone, stored: Any, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("km_registry.store.documents.atomic_write", full)
+    monkeypatch.setattr("km_registry.artifact_store.local.atomic_write", full)
     error = error_of(await ada.http.post("/documents", json={"title": "t", "text": TEXT}), 507)
     assert (error["code"], error["type"]) == ("disk_full", "server_error")
     assert stored(ada) == ([], [], 0)

@@ -1,9 +1,9 @@
-"""Who writes the synthetic text."""
+"""Who writes the synthetic text, and which queues a worker serves."""
 
 from __future__ import annotations
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from km_registry.config import GeneratorEndpoint
 from km_registry.errors import KMError
@@ -35,3 +35,13 @@ def test_a_named_one_is_the_operators() -> None:
 def test_an_unknown_name_is_an_error_with_a_remedy() -> None:
     with pytest.raises(KMError, match="KM_GENERATORS"):
         settings().generator("huge")
+
+
+def test_queues_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings().queues == ("default",)
+    for said, served in {"large-gpu, default": ("large-gpu", "default"), "": ("default",)}.items():
+        monkeypatch.setenv("KM_QUEUES", said)
+        assert settings().queues == served
+    monkeypatch.setenv("KM_QUEUES", "Large GPU")
+    with pytest.raises(ValidationError, match="queues"):
+        settings()

@@ -233,18 +233,20 @@ def test_an_ended_child_changes_nothing_of_another_runs_attempt(
 
 def test_without_redis_a_training_goes_on_and_knows_of_no_idle_workers(tmp_path: Path) -> None:
     nobody = Redis(unix_socket_path=str(tmp_path / "nobody"), retry=Retry(NoBackoff(), 0))
-    assert worker._idle_workers(nobody) == 0
+    assert worker._idle_workers(nobody, ["default"]) == 0
 
 
 def test_idle_workers_are_those_that_live_and_wait(redis_server: Redis) -> None:
-    names = {"ours": os.getpid(), "busy": os.getpid(), "dead": 2**22 + 1}
+    names = {"ours": os.getpid(), "busy": os.getpid(), "dead": 2**22 + 1, "others": os.getpid()}
     for name, pid in names.items():
-        one = Worker([worker._queue(redis_server)], name=name, serializer=JSONSerializer)
+        labels = ["others"] if name == "others" else ["default", "large"]
+        one = Worker(worker._queues(redis_server, labels), name=name, serializer=JSONSerializer)
         one.pid = pid
         one.register_birth()
         one.set_state(WorkerStatus.BUSY if name == "busy" else WorkerStatus.IDLE)
 
-    assert worker._idle_workers(redis_server) == 1
+    # Once, although it serves both.
+    assert worker._idle_workers(redis_server, ["default", "large"]) == 1
 
 
 # --- real worker processes ---------------------------------------------------------------------------------
@@ -394,6 +396,60 @@ def test_a_worker_that_is_stopped_hands_its_job_back_and_leaves(
     assert not psutil.pid_exists(child)
     assert (registry.job(job.id).state, registry.job(job.id).attempt) == (JobState.QUEUED, 1)
     assert registry.job(job.id).crashes == 0
+
+
+def test_a_drained_workers_job_is_taken_up_at_once_by_another_that_serves_its_queue(
+    registry: Registry, owner: Principal, redis_server: Redis, environment: dict[str, str]
+) -> None:
+    plain = registry.add_document(owner, "Plain", "Any worker may train it.")[1]
+    large = registry.add_document(owner, "Large", "A large GPU is needed.", {"queue": "large-gpu"})[1]
+    queue = RqJobQueue(redis_server)
+    for one in (plain, large):
+        queue.enqueue(one)
+    waits, serving = "threading.Event().wait(600)", environment | {"KM_QUEUES": "large-gpu"}
+
+    with working(serving, waits) as first:
+        said(first)
+        (seen,) = queue.workers()
+        assert (seen.queues, registry.jobs_held(seen.run_id or "")) == (("large-gpu",), [large.id])
+        with working(serving, waits) as second:
+            first.send_signal(signal.SIGTERM)
+            said(second)  # it trains now
+            assert (registry.job(large.id).state, registry.job(large.id).attempt) == (JobState.RUNNING, 2)
+            assert registry.job(large.id).crashes == 0
+        first.wait(timeout=5)
+
+    assert registry.job(plain.id).state is JobState.QUEUED
+    assert queue.waiting() == [plain.id]
+
+
+def test_every_heartbeat_of_a_worker_looks_for_what_others_deleted(redis_server: Redis) -> None:
+    one = worker.KMWorker(worker._queues(redis_server, ["default"]), serializer=JSONSerializer)
+    beats: list[str] = []
+    one.on_heartbeat = lambda: beats.append("swept")
+
+    one.heartbeat()
+    with redis_server.pipeline() as pipeline:
+        one.heartbeat(30, pipeline)
+
+    assert beats == ["swept", "swept"]
+
+
+def test_what_another_machine_deleted_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    settings = RegistrySettings(data_dir=tmp_path / "data", store_url=f"file://{tmp_path / 'share'}")
+    with Registry.open(settings) as registry:
+        pass
+    copy = tmp_path / "data" / "cache" / "kms" / "km_gone"
+    copy.mkdir()
+    work = tmp_path / "data" / "work" / "job_gone"
+    work.mkdir()
+
+    for _ in range(2):
+        worker._sweep(registry)
+
+    assert not copy.exists()
+    assert not work.exists()
 
 
 def test_a_child_ends_with_its_worker(
