@@ -20,6 +20,8 @@ from hashlib import blake2b
 
 #: So many adapters for every slot of a replica: what was sent there may be in a slot, or else in memory.
 _REMEMBERED = 4
+#: Adapters whose homes are known without hashing.
+_MOST_HOMES = 10_000
 _NOT_TOLD: Mapping[str, Collection[str]] = {}
 
 
@@ -31,7 +33,7 @@ class Router:
 
         Args:
             slots: how many adapters a replica has in slots.
-            spread: how many times as busy as the average a replica may be, and one request for every slot more.
+            spread: how many times as busy as the average a replica may be, and a request for each slot more.
             choices: from how many homes the least busy is taken for an adapter that is in no slot.
             seed: gateways with the same one agree on the homes.
 
@@ -47,6 +49,8 @@ class Router:
         self._salt = seed.to_bytes(8, "little", signed=True)
         #: By replica, what was sent there last; the latest is last.
         self._sent: dict[str, OrderedDict[str, None]] = {}
+        self._homes: dict[str, list[str]] = {}
+        self._replicas: frozenset[str] = frozenset()
 
     def rank(
         self,
@@ -91,7 +95,13 @@ class Router:
 
     def homes(self, adapter: str, replicas: Collection[str]) -> list[str]:
         """These replicas in the adapter's own order."""
-        return sorted(replicas, key=lambda replica: (self._weight(adapter, replica), replica), reverse=True)
+        if self._replicas != set(replicas) or len(self._homes) > _MOST_HOMES:
+            self._replicas = frozenset(replicas)
+            self._homes.clear()
+        if adapter not in self._homes:
+            weights = {replica: self._weight(adapter, replica) for replica in replicas}
+            self._homes[adapter] = sorted(weights, key=lambda one: (weights[one], one), reverse=True)
+        return list(self._homes[adapter])
 
     def bound(self, loads: Mapping[str, int]) -> float:
         """The load above which a replica is too busy."""

@@ -29,7 +29,7 @@ class AtRandom:
     """Any replica."""
 
     def __init__(self, seed: int) -> None:
-        self._drawn = random.Random(seed)
+        self._drawn = random.Random(seed)  # noqa: S311  reproducible, not a secret
 
     def rank(
         self, _adapter: str | None, loads: Mapping[str, int], _resident: Mapping[str, Collection[str]]
