@@ -189,7 +189,7 @@ def _notes(found: Plan, workload: Workload, profile: Profile) -> Iterator[str]:
         f"disk for KMs: {found.disk_gb:.1f} GB."
     )
     if found.best_hit_rate is not None:
-        yield f"With so many slots at most {found.best_hit_rate:.2f} of the questions can find their KM in one."
+        yield f"In so many slots at most {found.best_hit_rate:.2f} of the questions can find their KM."
     trainers = found.trainers
     if trainers.count:
         yield (

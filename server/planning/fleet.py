@@ -55,6 +55,7 @@ class Search:
             PlanningError: no number meets it, or more than 512 are needed.
         """
         target, slots = self._workload.first_token_p95_s, self._profile.replica.slots
+        self._check_offered()
         roomy = min(MOST_REPLICAS, ceil(4 * self._offered()) + 2)
         least = max(self._outcome(roomy, slots).first_token_p95_s, fastest_s(self._profile, self._workload))
         if least > target and roomy < MOST_REPLICAS:
@@ -104,9 +105,8 @@ class Search:
 
     def _guess(self) -> int:
         """As many as would be busy all the time, by the work that was seen where most of them are idle."""
+        self._check_offered()
         replicas = ceil(self._offered())
-        if replicas > MOST_REPLICAS:
-            raise PlanningError(_too_many(self._workload))
         seen = self._seen or {(replicas, 0): self._outcome(replicas, self._profile.replica.slots)}
         (replicas, _), outcome = max(seen.items(), key=lambda one: one[0])
         return max(1, ceil(replicas * outcome.utilisation + self._background))
@@ -114,6 +114,10 @@ class Search:
     def _offered(self) -> float:
         """Replicas that are busy all the time where nothing is cached."""
         return self._workload.questions_per_s * work_s(self._profile, self._workload) + self._background
+
+    def _check_offered(self) -> None:
+        if self._offered() > MOST_REPLICAS:
+            raise PlanningError(_too_many(self._workload))
 
     def _can(self, replicas: int, slots: int, enough: Callable[[Outcome], bool]) -> bool:
         outcome = self._outcome(replicas, slots)

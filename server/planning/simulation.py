@@ -109,8 +109,9 @@ class _Simulation:
             f"replica-{number}": Replica(self._clock, profile.replica, workload.document_tokens, self._ended)
             for number in range(replicas)
         }
+        told = profile.replica.told_every_s is not None
         self._gateways = [
-            routes_of(routing, slots=profile.replica.slots, seed=seed + number)
+            routes_of(routing, slots=profile.replica.slots, told=told, seed=seed + number)
             for number in range(workload.gateways)
         ]
         # One stream for each: replicas and routing do not change what is asked.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from server.planning import fleet
 from server.planning.profile import KMProfile, Prices, Profile, ReplicaProfile, TrainingProfile
 
 
@@ -14,8 +16,7 @@ def replica(**fields: Any) -> ReplicaProfile:
     return ReplicaProfile(**{"slots": 2, "places": 4, "tokens_per_s": {1: 10.0}, **fields})
 
 
-@pytest.fixture
-def profile() -> Profile:
+def everything() -> Profile:
     """Everything takes some time and some memory, and costs something."""
     return Profile(
         name="test",
@@ -32,3 +33,17 @@ def profile() -> Profile:
         training=TrainingProfile(seconds_per_token=0.1, synthesis_tokens_per_token=1.0, memory_gb=3.0),
         prices=Prices(replica_hour=1.0, trainer_hour=2.0),
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_simulations() -> Iterator[None]:
+    """Those that look for a fleet: as long as it takes to tell fleets apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fleet, "_REQUESTS", 500)
+        yield
+
+
+@pytest.fixture
+def profile() -> Profile:
+    """Everything takes some time and some memory, and costs something."""
+    return everything()
