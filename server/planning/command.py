@@ -202,7 +202,7 @@ def _notes(found: Plan, workload: Workload, profile: Profile) -> Iterator[str]:
             yield f"{_NAMES[way.name].capitalize()}: {way.why}"
         elif not way.fleet.in_time:
             yield (
-                f"{_NAMES[way.name].capitalize()}: so many replicas keep up, but none brings first tokens "
-                f"within {workload.first_token_p95_s:g} s."
+                f"{_NAMES[way.name].capitalize()}: so many replicas keep up, but to read a prompt that is "
+                f"not cached takes longer than {workload.first_token_p95_s:g} s."
             )
     yield f"Measured times: {profile.name}."
