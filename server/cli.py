@@ -39,6 +39,7 @@ COMMANDS = (
     Listed("serve", "server.cli_server:serve", "Start everything on this machine.", _SERVER),
     Listed("worker", "server.cli_server:worker", "Run one more worker.", _SERVER),
     Listed("config", "server.cli_config:config", "Show the settings, and where each comes from.", _SERVER),
+    Listed("plan", "server.planning.command:plan", "Size a deployment for a workload.", _SERVER),
     Listed("doctor", "server.cli_operation:doctor", "Examine every record and file.", _SERVER),
     Listed("backup", "server.cli_operation:backup", "Copy records, texts and KMs.", _SERVER),
     Listed("restore", "server.cli_operation:restore", "Put a backup back.", _SERVER),

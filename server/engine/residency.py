@@ -44,7 +44,7 @@ class Residency:
         self._slots, self._places = slots, places
         self._clock = 0
         # Short, so that a document of today soon outdoes one of yesterday. Of what is in memory only.
-        self._popularity = Popularity(half_life=4 * slots)
+        self._popularity = Popularity(half_life=8 * slots)
         #: True while an adapter is loaded ahead of its first request.
         self._memory: dict[int, bool] = {}
         self._turns: dict[int, Turn] = {}

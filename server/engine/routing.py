@@ -4,12 +4,15 @@ Every adapter has an order of homes among the replicas, by rendezvous hashing (T
 the same in every process, and when a replica comes or goes only its own adapters move. A request goes
 
 1. to a replica in whose slots its adapter is, as replicas tell or as this router remembers of what it sent;
-2. else to one of the adapter's first homes, so that what is asked seldom stays in the memory of few;
+2. else to its first home, or where replicas tell to one of its first two;
 3. else anywhere; each time to the least busy of them.
 
 A replica that is much busier than the average comes last (Mirrokni, Thorup and Zadimoghaddam, "Consistent
 Hashing with Bounded Loads", 2017): what is asked more than one replica can answer spills to another home.
-With few requests in flight the average says little; as many as there are slots more are no reason to go away.
+With few requests in flight the average says little: by a request or two for each slot it may be exceeded.
+
+Where replicas do not tell, an adapter must have one home, or gateways that do not see each other's requests
+send it to several: three of them then find 0.52 of the adapters of Zipf's law in a slot, instead of 0.62.
 """
 
 from __future__ import annotations
@@ -18,41 +21,47 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from hashlib import blake2b
 
-#: So many adapters for every slot of a replica: what was sent there may be in a slot, or else in memory.
-_REMEMBERED = 4
-_NOT_TOLD: Mapping[str, Collection[str]] = {}
+#: Requests for every slot by which the bound exceeds the average.
+_SLACK = 1.5
+#: Adapters whose homes are known without hashing.
+_MOST_HOMES = 10_000
+_NOTHING: Mapping[str, Collection[str]] = {}
 
 
 class Router:
     """Ranks replicas for a request. Every gateway has one of its own; they need not talk to each other."""
 
-    def __init__(self, *, slots: int, spread: float = 1.25, choices: int = 3, seed: int = 0) -> None:
+    def __init__(self, *, slots: int, told: bool = False, spread: float = 1.25, seed: int = 0) -> None:
         """A router that has sent nothing yet.
 
         Args:
             slots: how many adapters a replica has in slots.
-            spread: how many times as busy as the average a replica may be, and one request for every slot more.
-            choices: from how many homes the least busy is taken for an adapter that is in no slot.
+            told: whether replicas tell what is in their slots, within seconds.
+            spread: how many times as busy as the average a replica may be, besides 1.5 requests a slot.
             seed: gateways with the same one agree on the homes.
 
         Raises:
-            ValueError: no slot, no choice, or a spread below 1.
+            ValueError: no slot, or a spread below 1.
         """
-        if slots < 1 or choices < 1:
-            raise ValueError(f"{slots} slots and {choices} choices: give at least one of each")
+        if slots < 1:
+            raise ValueError(f"{slots} slots: give at least 1")
         if not spread >= 1:
             raise ValueError(f"spread {spread}: some replica is as busy as the average, so give at least 1")
-        self._slots = slots
-        self._spread, self._choices = spread, choices
+        self._slack, self._spread = _SLACK * slots, spread
+        self._choices = 2 if told else 1
+        # Replicas know better what is there; without them, what left its slot is at least in memory.
+        self._remembered = slots if told else 4 * slots
         self._salt = seed.to_bytes(8, "little", signed=True)
         #: By replica, what was sent there last; the latest is last.
         self._sent: dict[str, OrderedDict[str, None]] = {}
+        self._homes: dict[str, list[str]] = {}
+        self._replicas: frozenset[str] = frozenset()
 
     def rank(
         self,
         adapter: str | None,
         loads: Mapping[str, int],
-        resident: Mapping[str, Collection[str]] = _NOT_TOLD,
+        resident: Mapping[str, Collection[str]] = _NOTHING,
     ) -> list[str]:
         """All live replicas, best first.
 
@@ -86,16 +95,22 @@ class Router:
         latest = self._sent.setdefault(replica, OrderedDict())
         latest[adapter] = None
         latest.move_to_end(adapter)
-        if len(latest) > _REMEMBERED * self._slots:
+        if len(latest) > self._remembered:
             latest.popitem(last=False)
 
     def homes(self, adapter: str, replicas: Collection[str]) -> list[str]:
         """These replicas in the adapter's own order."""
-        return sorted(replicas, key=lambda replica: (self._weight(adapter, replica), replica), reverse=True)
+        if self._replicas != set(replicas) or len(self._homes) > _MOST_HOMES:
+            self._replicas = frozenset(replicas)
+            self._homes.clear()
+        if adapter not in self._homes:
+            weights = {replica: self._weight(adapter, replica) for replica in replicas}
+            self._homes[adapter] = sorted(weights, key=lambda one: (weights[one], one), reverse=True)
+        return list(self._homes[adapter])
 
     def bound(self, loads: Mapping[str, int]) -> float:
         """The load above which a replica is too busy."""
-        return self._spread * sum(loads.values()) / len(loads) + self._slots if loads else 0.0
+        return self._spread * sum(loads.values()) / len(loads) + self._slack if loads else 0.0
 
     def _weight(self, adapter: str, replica: str) -> bytes:
         # Not hash(): that differs from process to process.

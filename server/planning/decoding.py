@@ -16,7 +16,7 @@ class Decoding:
     def __init__(
         self, clock: Clock, step_s: Callable[[int, float], float], ended: Callable[[Request], None]
     ) -> None:
-        """`step_s` tells the seconds of a step from how many answers there are and the sum of their contexts."""
+        """`step_s` tells the seconds of a step from the number of answers and the sum of their contexts."""
         self._clock, self._step_s, self._ended = clock, step_s, ended
         #: Those that end first, first: the step at which they do, in order of arrival, and they.
         self._batch: list[tuple[float, int, Request]] = []
@@ -33,7 +33,7 @@ class Decoding:
     def add(self, request: Request) -> None:
         """It is in every step from now on, until it has all its tokens."""
         self._advance()
-        heapq.heappush(self._batch, (self._steps + request.answer_tokens, next(self._numbers), request))
+        heapq.heappush(self._batch, (self._steps + request.steps, next(self._numbers), request))
         self._context += request.context_tokens
         self._plan()
 

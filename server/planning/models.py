@@ -1,4 +1,4 @@
-"""What profiles and workloads have in common: strict, frozen, and refused with one line that names the field."""
+"""What profiles and workloads have in common: strict, frozen, refused with a line that names the field."""
 
 from __future__ import annotations
 
@@ -29,5 +29,7 @@ def checked(model: type[_Model], fields: dict[str, Any], what: str) -> _Model:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "it"
         if first["type"] == "extra_forbidden":
-            raise PlanningError(f"{what} sets {name}, which is not known. Correct the name or leave it out.") from error
+            raise PlanningError(
+                f"{what} sets {name}, which is not known. Correct the name or leave it out."
+            ) from error
         raise PlanningError(f"{what}: {name}: {first['msg'].removeprefix('Value error, ')}") from error

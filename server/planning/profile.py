@@ -1,11 +1,11 @@
-"""What was measured of an installation: how fast a replica answers, what a KM takes, how fast it is trained."""
+"""What was measured of an installation: how fast a replica answers, what a KM takes, how it is trained."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,7 @@ from server.planning.errors import PlanningError
 from server.planning.models import Strict, checked
 
 EMBEDDED = Path(__file__).with_name("profiles") / "embedded-cpu.toml"
+_NONE: Mapping[str, Mapping[str, Any]] = {}
 
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,7 +27,8 @@ class ReplicaProfile(Strict):
     running: int = Field(64, ge=1, description="answers computed at a time; more wait, in their slots")
     ongoing: int | None = Field(None, ge=1, description="requests sent to it at a time; more wait before it")
     tokens_per_s: dict[int, Positive] = Field(
-        min_length=1, description="answers' tokens in a second, all together, by how many are computed at once"
+        min_length=1,
+        description="answers' tokens in a second, all together, by how many are computed at once",
     )
     prompt_tokens_per_s: dict[int, Positive] = Field(
         default_factory=dict, description="prompts' tokens in a second by length of the prompt; none: no time"
@@ -39,7 +41,9 @@ class ReplicaProfile(Strict):
     swap_ms: NotNegative = Field(0.0, description="a KM from memory to a slot")
     moves_stall: bool = Field(True, description="whether nothing is computed while a KM is moved")
     context_tokens: int = Field(4096, ge=1, description="longest prompt plus answer (KM_MAX_MODEL_LEN)")
-    cache_tokens: int = Field(0, ge=0, description="prompts' tokens that are kept for the next (KM_KV_CACHE_GB)")
+    cache_tokens: int = Field(
+        0, ge=0, description="prompts' tokens that are kept for the next (KM_KV_CACHE_GB)"
+    )
     told_every_s: Positive | None = Field(
         None, description="how often gateways are told which KMs are in slots; none: they are not"
     )
@@ -110,8 +114,15 @@ class Profile(Strict):
             raise ValueError(f"{replica.places} places in memory are fewer than the {replica.slots} slots")
         return replica
 
+    def with_slots(self, slots: int) -> Profile:
+        """The same with so many slots, and places for them."""
+        sizes = {"slots": slots, "places": max(slots, self.replica.places)}
+        return self.model_copy(update={"replica": self.replica.model_copy(update=sizes)})
 
-def fixed(service_s: float, *, slots: int, places: int, running: int, load_ms: float = 0, swap_ms: float = 0) -> Profile:
+
+def fixed(
+    service_s: float, *, slots: int, places: int, running: int, load_ms: float = 0, swap_ms: float = 0
+) -> Profile:
     """A replica that takes the same time for every answer of one token, like an engine that is scripted.
 
     Raises:
@@ -125,8 +136,8 @@ def fixed(service_s: float, *, slots: int, places: int, running: int, load_ms: f
     return checked(Profile, {"name": "fixed", "replica": sizes | times}, "the profile")
 
 
-def read_profile(path: Path = EMBEDDED) -> Profile:
-    """The profile in a TOML file.
+def read_profile(path: Path = EMBEDDED, changes: Mapping[str, Mapping[str, Any]] = _NONE) -> Profile:
+    """The profile in a TOML file, with `changes` to its tables where they are not None.
 
     Raises:
         PlanningError: it cannot be read, is no TOML, or says something that a profile has not.
@@ -137,4 +148,8 @@ def read_profile(path: Path = EMBEDDED) -> Profile:
         raise PlanningError(f"The profile {path} cannot be read ({error}).") from error
     except tomllib.TOMLDecodeError as error:
         raise PlanningError(f"The profile {path} is not TOML: {error}.") from error
+    for table, fields in changes.items():
+        given = {name: value for name, value in fields.items() if value is not None}
+        if given:
+            told[table] = {**told.get(table, {}), **given}
     return checked(Profile, {"name": path.stem, **told}, f"The profile {path}")

@@ -1,4 +1,4 @@
-"""One simulated engine replica. Which adapter is where is decided by the code that decides it in an engine."""
+"""One simulated engine replica. Which adapter is where is decided by the code that does so in an engine."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ class Replica:
 
     def _answer(self, request: Request) -> None:
         request.first_token = self._clock.now
-        self.work_s += request.answer_tokens * (
-            1 / self._speed.most + request.context_tokens * self._context_s
-        )
+        self.work_s += request.steps * (1 / self._speed.most + request.context_tokens * self._context_s)
         self._decoding.add(request)
 
     def _answered(self, request: Request) -> None:

@@ -17,6 +17,8 @@ class Request:
     adapter: int | None
     prompt_tokens: int
     answer_tokens: float
+    #: Tokens that come after the first, or all where the prompt brings none.
+    steps: float
     came: float
     replica: str = ""
     first_token: float = field(default=float("inf"))

@@ -29,7 +29,7 @@ class AtRandom:
     """Any replica."""
 
     def __init__(self, seed: int) -> None:
-        self._drawn = random.Random(seed)
+        self._drawn = random.Random(seed)  # noqa: S311  reproducible, not a secret
 
     def rank(
         self, _adapter: str | None, loads: Mapping[str, int], _resident: Mapping[str, Collection[str]]
@@ -51,9 +51,9 @@ class LeastLoaded(AtRandom):
         return sorted(super().rank(adapter, loads, resident), key=loads.__getitem__)
 
 
-def routes_of(routing: Routing, *, slots: int, seed: int) -> Routes:
+def routes_of(routing: Routing, *, slots: int, told: bool, seed: int) -> Routes:
     """One gateway's."""
     if routing == "affinity":
         # Not the seed: all gateways agree on the homes.
-        return Router(slots=slots)
+        return Router(slots=slots, told=told)
     return AtRandom(seed) if routing == "random" else LeastLoaded(seed)

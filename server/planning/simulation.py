@@ -25,9 +25,9 @@ _AT_MOST = 2
 class Outcome:
     """What was measured, after the warm-up. Times in seconds.
 
-    `hit_rate` is the share of requests to KMs that found theirs in a slot, `in_memory_rate` of those that found
-    it there or in memory; None where no KM was asked. `utilisation` is the work done over what the replicas
-    could do at best. Requests without a first token at the end count as infinitely late.
+    `hit_rate` is the share of requests to KMs that found theirs in a slot, `in_memory_rate` of those that
+    found it there or in memory; None where no KM was asked. `utilisation` is the work done over what the
+    replicas could do at best. Requests without a first token at the end count as infinitely late.
     """
 
     requests: int
@@ -71,7 +71,9 @@ def simulate(
         PlanningError: no replica, client or request, or a document that does not fit into the context.
     """
     if replicas < 1 or requests < 1 or (clients is not None and clients < 1):
-        raise PlanningError(f"{replicas} replicas, {requests} requests, {clients} clients: give at least one of each")
+        raise PlanningError(
+            f"{replicas} replicas, {requests} requests, {clients} clients: give at least one of each"
+        )
     return _Simulation(profile, workload, replicas, routing, seed).run(
         clients, requests, requests * 2 // 3 if warm_up is None else warm_up
     )
@@ -90,27 +92,32 @@ def prompt_tokens(profile: Profile, workload: Workload, mode: str) -> int:
         tokens += workload.document_tokens
     if tokens + workload.answer_tokens > profile.replica.context_tokens:
         raise PlanningError(
-            f"A prompt of {tokens} tokens (mode {mode}) and an answer of {workload.answer_tokens} are more than "
-            f"the context of {profile.replica.context_tokens}. Lower the tokens, or raise replica.context_tokens."
+            f"A prompt of {tokens} tokens (mode {mode}) and an answer of {workload.answer_tokens} "
+            f"are more than the context of {profile.replica.context_tokens}. Shorten them, or raise the "
+            "profile's replica.context_tokens."
         )
     return tokens
 
 
 class _Simulation:
-    def __init__(self, profile: Profile, workload: Workload, replicas: int, routing: Routing, seed: int) -> None:
+    def __init__(
+        self, profile: Profile, workload: Workload, replicas: int, routing: Routing, seed: int
+    ) -> None:
         self._profile, self._workload = profile, workload
         self._clock = Clock()
         self._replicas = {
             f"replica-{number}": Replica(self._clock, profile.replica, workload.document_tokens, self._ended)
             for number in range(replicas)
         }
+        told = profile.replica.told_every_s is not None
         self._gateways = [
-            routes_of(routing, slots=profile.replica.slots, seed=seed + number)
+            routes_of(routing, slots=profile.replica.slots, told=told, seed=seed + number)
             for number in range(workload.gateways)
         ]
         # One stream for each: replicas and routing do not change what is asked.
         self._arrivals, self._documents, self._modes, self._lengths, self._doors = (
-            random.Random(f"{seed} {what}") for what in ("arrivals", "documents", "modes", "lengths", "doors")
+            random.Random(f"{seed} {what}")  # noqa: S311  reproducible, not a secret
+            for what in ("arrivals", "documents", "modes", "lengths", "doors")
         )
         self._popularity = workload.cumulative_popularity
         self._prompts = {mode: prompt_tokens(profile, workload, mode) for mode in workload.mix}
@@ -166,9 +173,10 @@ class _Simulation:
         if self._workload.answer_lengths == "exponential":
             tokens = self._lengths.expovariate(1 / tokens)
         adapter = document if mode in WITH_KM else None
-        return Request(
-            len(self._asked), mode, document, adapter, self._prompts[mode], tokens, self._clock.now
-        )
+        # A prompt brings the first token.
+        steps = max(0.0, tokens - 1) if self._profile.replica.prompt_tokens_per_s else tokens
+        prompt = self._prompts[mode]
+        return Request(len(self._asked), mode, document, adapter, prompt, tokens, steps, self._clock.now)
 
     def _arrive(self, arriving: tuple[int, Request]) -> None:
         self._waiting.append(arriving)
@@ -176,14 +184,15 @@ class _Simulation:
 
     def _send(self) -> None:
         """Those that wait before the replicas, as far as there is room, in order."""
-        most = self._profile.replica.ongoing
+        most = self._profile.replica.ongoing or math.inf
         while self._waiting:
-            loads = {name: one.load for name, one in self._replicas.items() if most is None or one.load < most}
-            if not loads:
+            loads = {name: one.load for name, one in self._replicas.items()}
+            if min(loads.values()) >= most:
                 return
             gateway, request = self._waiting.popleft()
             routes, key = self._gateways[gateway], self._key(request)
-            request.replica = routes.rank(key, loads, self._resident())[0]
+            ranked = routes.rank(key, loads, self._resident())
+            request.replica = next(one for one in ranked if loads[one] < most)
             routes.sent(key, request.replica)
             self._replicas[request.replica].take(request)
 

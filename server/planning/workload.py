@@ -19,7 +19,9 @@ class Workload(Strict):
     """Questions, documents and targets."""
 
     documents: int = Field(1000, ge=1, le=1_000_000)
-    zipf: float = Field(1.0, ge=0, le=10, description="the document of rank r is asked in proportion to r^-zipf")
+    zipf: float = Field(
+        1.0, ge=0, le=10, description="the document of rank r is asked in proportion to r^-zipf"
+    )
     questions_per_s: float = Field(1.0, gt=0)
     uploads_per_day: float = Field(50.0, ge=0)
     document_tokens: int = Field(3000, ge=1)
@@ -48,7 +50,7 @@ class Workload(Strict):
     def best_hit_rate(self, slots: int) -> float:
         """The most of the questions that so many slots can answer, however they are used.
 
-        It is the share of the most popular documents, as many as there are slots: no policy that does not know
-        what comes next does better where questions come independently of each other.
+        It is the share of the most popular documents, as many as there are slots: where questions come
+        independently of each other no policy does better that does not know what comes next.
         """
         return self.cumulative_popularity[min(slots, self.documents) - 1]

@@ -59,7 +59,7 @@ def test_the_popular_stays_in_its_slot_and_in_memory(residency: Residency) -> No
 
 
 def test_the_popular_of_yesterday_leaves(residency: Residency) -> None:
-    # A use counts half as much eight uses later: four for every slot.
+    # A use counts half as much sixteen uses later: eight for every slot.
     fill(residency, *[1] * 20, *[2, 3] * 20)
     assert residency.in_slots == {2, 3}
 
