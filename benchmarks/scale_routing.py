@@ -20,15 +20,15 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
-from server.planning.profile import fixed
-from server.planning.simulation import simulate
-from server.planning.workload import Workload
 
 from server.engine.base import Adapter, Engine, GenerationRequest
 from server.engine.ray_engine import RayEngine
 from server.engine.ray_live import register
 from server.engine.ray_settings import RayConfig
 from server.engine.scripted import Pace, ScriptedEngine
+from server.planning.profile import fixed
+from server.planning.simulation import simulate
+from server.planning.workload import Workload
 
 KMS, ZIPF, SLOTS, PLACES, RUNNING = 512, 1.0, 8, 64, 4
 #: Long beside what Ray takes for a request, so that two cores carry eight replicas.
@@ -130,6 +130,8 @@ def _simulated(measured: dict[str, Any], replicas: int, requests: int, seed: int
     profile = fixed(
         SERVICE_S, slots=SLOTS, places=PLACES, running=RUNNING, load_ms=LOAD_S * 1000, swap_ms=SWAP_S * 1000
     )
+    # Replicas tell every second what is in their slots.
+    profile = profile.model_copy(update={"replica": profile.replica.model_copy(update={"told_every_s": 1.0})})
     told = simulate(
         profile, _WORKLOAD, replicas, clients=_CLIENTS * replicas, requests=replicas * requests, seed=seed
     )

@@ -131,6 +131,11 @@ class Admission:
             self._release(engine_id)
 
     @property
+    def in_slots(self) -> frozenset[str]:
+        """Names of the adapters in slots, or on their way there."""
+        return frozenset(self._adapters[one].name for one in self._residency.in_slots)
+
+    @property
     def counts(self) -> Counts:
         """How things stand."""
         return self._residency.counts

@@ -224,6 +224,10 @@ class Engine(Protocol):
         """What the engine is doing, and what it did since it started."""
         ...
 
+    def in_slots(self) -> frozenset[str]:
+        """Names of the adapters in slots, or on their way there; of replicas, in those of any."""
+        ...
+
     async def check(self) -> None:
         """Raise EngineUnavailableError unless the engine is alive."""
         ...

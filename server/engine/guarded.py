@@ -97,6 +97,10 @@ class GuardedEngine:
         """What the engine is doing."""
         return await self._engine.status()
 
+    def in_slots(self) -> frozenset[str]:
+        """Names of the adapters in slots."""
+        return self._engine.in_slots()
+
     async def check(self) -> None:
         """Raise EngineUnavailableError unless the engine is alive."""
         await self._engine.check()

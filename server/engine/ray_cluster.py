@@ -20,6 +20,8 @@ from server.engine.ray_settings import DEPLOYMENT, RayConfig
 #: More than one replica will ever have: how many wait is for the gateways to bound.
 _MAX_ONGOING = 4096
 _HEALTH_PERIOD_S = 1.0
+#: How often replicas tell what is in their slots.
+_TOLD_EVERY_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
 #: How long a replica that is replaced may finish what it has, in seconds.
 _GRACE_S = 300.0
@@ -123,6 +125,7 @@ def application(config: RayConfig, make: Callable[[], Engine]) -> Any:
         request_router_config=RequestRouterConfig(
             request_router_class=config.router,
             request_router_kwargs={"slots": config.slots},
+            request_routing_stats_period_s=_TOLD_EVERY_S,
         ),
         **options,
     )(EngineReplica)

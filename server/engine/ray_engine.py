@@ -23,7 +23,7 @@ from server.engine.base import (
     GenerationRequest,
 )
 from server.engine.ray_cluster import Cluster
-from server.engine.ray_live import live_replicas
+from server.engine.ray_live import live_replicas, resident
 from server.engine.ray_replica import Description, NotThisReplicaError
 from server.engine.ray_settings import RayConfig
 from server.engine.residency import Counts
@@ -80,6 +80,10 @@ class RayEngine:
                 f"the replicas on Ray serve the base model {described.fingerprint}, and this gateway "
                 f"{self._config.fingerprint}: give both the same KM_BASE_MODEL, or this one another cluster"
             )
+
+    def in_slots(self) -> frozenset[str]:
+        """Names of the adapters in the slots of any replica, as they told a moment ago."""
+        return frozenset(name for names in resident(self._config.app).values() for name in names)
 
     async def check(self) -> None:
         """Raise EngineUnavailableError unless there is a replica."""

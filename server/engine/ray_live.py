@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakValueDictionary
 
+#: What replicas tell of themselves.
+IN_SLOTS = "in_slots"
 #: The request routers of this process, by application.
 _routers: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -19,3 +21,14 @@ def live_replicas(app: str) -> list[str]:
     """Ids of the application's replicas, as far as this process has been told; none before its first call."""
     router = _routers.get(app)
     return [] if router is None else [one.unique_id for one in list(router.curr_replicas)]
+
+
+def resident(app: str) -> dict[str, list[str]]:
+    """Names of the adapters in the slots of each replica, as it told a moment ago."""
+    router = _routers.get(app)
+    return {} if router is None else told(list(router.curr_replicas.values()))
+
+
+def told(replicas: list[Any]) -> dict[str, list[str]]:
+    """What these replicas of Serve told of their slots."""
+    return {one.replica_id.unique_id: one.routing_stats.get(IN_SLOTS, []) for one in replicas}

@@ -23,6 +23,7 @@ from server.engine.base import (
     Generation,
     GenerationRequest,
 )
+from server.engine.ray_live import IN_SLOTS
 
 logger = logging.getLogger("ray.serve")
 
@@ -118,6 +119,10 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Raises when the engine is not alive: Serve then puts another replica in this one's place."""
         await self._engine.check()
+
+    def record_routing_stats(self) -> dict[str, list[str]]:
+        """What gateways route by."""
+        return {IN_SLOTS: sorted(self._engine.in_slots())}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What replicas are added by, beside the requests that Serve counts."""

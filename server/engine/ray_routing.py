@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from server.engine.base import Adapter, GenerationRequest
-from server.engine.ray_live import register
+from server.engine.ray_live import register, told
 from server.engine.routing import Router
 
 
@@ -17,7 +17,7 @@ class ResidencyRequestRouter(RequestRouter):  # type: ignore[misc]
 
     def initialize_state(self, *, slots: int) -> None:
         """Called by Serve with what the deployment names."""
-        self._adapters = Router(slots=slots)
+        self._adapters = Router(slots=slots, told=True)
         register(self.app_name, self)
 
     async def choose_replicas(
@@ -27,12 +27,13 @@ class ResidencyRequestRouter(RequestRouter):  # type: ignore[misc]
         if pending_request is None:
             return [candidate_replicas]
         live = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        if wanted := live.get(pending_request.kwargs.get("to", "")):
-            return [[wanted]]
+        if meant := live.get(pending_request.kwargs.get("to", "")):
+            return [[meant]]
         loads = {
             name: self.replica_queue_len_cache.get(replica.replica_id) or 0 for name, replica in live.items()
         }
-        return [[live[name]] for name in self._adapters.rank(_adapter_name(pending_request.args), loads)]
+        wanted = _adapter_name(pending_request.args)
+        return [[live[name]] for name in self._adapters.rank(wanted, loads, told(candidate_replicas))]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, _result: Any) -> None:
         """Called by Serve once a replica has the request."""

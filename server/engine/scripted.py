@@ -176,6 +176,10 @@ class ScriptedEngine:
             swap_ms=0.0,
         )
 
+    def in_slots(self) -> frozenset[str]:
+        """Names of the adapters in slots, or on their way there."""
+        return self._admission.in_slots
+
     async def check(self) -> None:
         """Raise EngineUnavailableError when `running` was set to False."""
         if not self.running:

@@ -136,6 +136,10 @@ class VllmEngine:
             swap_ms=counted["swap_ms"],
         )
 
+    def in_slots(self) -> frozenset[str]:
+        """Names of the adapters in slots, or on their way there."""
+        return self._admission.in_slots
+
     async def check(self) -> None:
         """Raise EngineUnavailableError unless the engine is alive."""
         llm = self._running()
