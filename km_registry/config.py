@@ -24,7 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from km_registry.redis_connection import is_sentinel, sentinel_address
+from km_registry.redis_address import is_sentinel, sentinel_address
 from km_registry.settings_file import FileSource
 
 _STORES = ("s3", "gs", "az", "file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from redis import Redis
@@ -30,9 +31,9 @@ _STOP_SECONDS = 5.0
 #: Longest wait for a child to let go of one job of several, before it is ended and the others begin anew.
 _LET_GO_SECONDS = 1.5
 _POLL_SECONDS = 0.05
-#: Longest time for a worker's child from taking a job out of the queue to claiming its row. One that takes
-#: longer finds the row claimed by another, and does nothing.
-_CLAIM_SECONDS = 10
+#: Longer than a worker's child ever takes from the queue to claiming the job's row, waiting for a database
+#: that is busy or away for a moment included: two children must not have one entry.
+_CLAIM_SECONDS = 60
 _REMEMBERED_SECONDS = 600
 _OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 
@@ -160,7 +161,9 @@ class RqJobQueue:
             self._enqueue(job, rq_id)
         except DuplicateJobError:
             if self._remove_if_lost(job, rq_id):
-                self._enqueue(job, rq_id)
+                # Another server may have seen it too, and been faster.
+                with suppress(DuplicateJobError):
+                    self._enqueue(job, rq_id)
 
     def stop(self, job_id: str) -> None:
         """See JobQueue."""

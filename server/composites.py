@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -69,6 +70,8 @@ class Composites:
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._engine_ids = itertools.count(FIRST_ENGINE_ID)
+        # Gateways that share engine replicas make composites of their own, which are evicted one by one.
+        self._mark = secrets.token_hex(4)
         self._making: Once[Path, None] = Once("compose")
         self._leaving: Once[Path, None] = Once("remove composite")
         self._kept: OrderedDict[Path, _Kept] = OrderedDict()
@@ -93,7 +96,8 @@ class Composites:
             await self._made(path, ke, km)
         if kept.adapter is None:
             engine_id = next(self._engine_ids)
-            kept.adapter = Adapter(f"{path.name.partition('.')[2]}-{engine_id}", engine_id, path)
+            name = f"{path.name.partition('.')[2]}-{self._mark}{engine_id}"
+            kept.adapter = Adapter(name, engine_id, path)
         self._kept.move_to_end(path)
         os.utime(path)  # the order outlives a restart
         kept.users += 1

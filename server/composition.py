@@ -135,9 +135,10 @@ def _make_ray_engine(settings: ServerSettings, model: BaseModel) -> Engine:
         target_requests=settings.ray_target_requests,
         target_first_token_s=settings.ray_target_first_token_s,
     )
-    # What lets one in, or signs, is none of a replica's business.
+    # What lets one in anywhere, or signs, is none of a replica's business.
+    secrets = ("session_key", "generator_key", "database_url", "redis_url")
     sent = settings.model_copy(
-        update={"engine": settings.ray_engine, "internal_key": "", "session_key": None, "generator_key": None}
+        update={"engine": settings.ray_engine, "internal_key": "", "generators": {}} | dict.fromkeys(secrets)
     )
     return RayEngine(config, partial(make_replica_engine, sent, model.fingerprint))
 

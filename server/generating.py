@@ -52,8 +52,8 @@ class Generating:
         noted = self._noted(claim)
         work = _together([self._whole(mode, request) for request in requests])
         found = await (work if claim is None else self._revocations.unless_revoked(claim, work))
-        await noted
         await self._spend(claim, sum(one.prompt_tokens + len(one.token_ids) for one in found))
+        await noted
         for one in found:
             if one.first_token_s is not None:
                 self._metrics.first_token(mode, one.first_token_s)

@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from km_registry import artifacts
 from km_registry.errors import ArtifactError, StaleAttemptError, StoreUnavailableError
@@ -55,9 +56,16 @@ def _shared(
     try:
         yield
     except BaseException:
-        with suppress(StoreUnavailableError):
-            store.artifacts.remove(artifact)
+        with suppress(StoreUnavailableError, SQLAlchemyError):
+            # The commit may have been made although its answer, or we, were cut off.
+            if not _is_published(store, km_id):
+                store.artifacts.remove(artifact)
         raise
+
+
+def _is_published(store: Store, km_id: str) -> bool:
+    with store.database.reading() as session:
+        return session.scalar(select(KMRow.id).where(KMRow.id == km_id)) is not None
 
 
 def _publish_verified(

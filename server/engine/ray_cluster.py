@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
 
 from server.engine.base import Engine, EngineUnavailableError
 from server.engine.ray_replica import EngineReplica
@@ -23,6 +25,8 @@ _HEALTH_PERIOD_S = 1.0
 #: How often replicas tell what is in their slots.
 _TOLD_EVERY_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
+#: Longest wait for an application that somebody else is deploying: large models take minutes to load.
+_START_S = 1200.0
 #: How long a replica that is replaced may finish what it has, in seconds.
 _GRACE_S = 300.0
 #: What a Ray of our own needs of shared memory: requests and answers are small.
@@ -54,7 +58,7 @@ class Cluster:
             ) from error
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-            if config.app not in serve.status().applications:
+            if not self._is_there():
                 return serve.run(application(config, make), name=config.app, route_prefix=None)
             return serve.get_app_handle(config.app)
         except (RayServeException, RayError, RuntimeError, ValueError, TimeoutError) as error:
@@ -62,6 +66,22 @@ class Cluster:
             raise EngineUnavailableError(
                 f"no engine replica starts on Ray ({_first_line(error)}); see the logs of Ray Serve"
             ) from error
+
+    def _is_there(self) -> bool:
+        """Whether the application runs, once whoever deploys it or starts its replicas again is done.
+
+        One that failed is deployed anew.
+        """
+        deadline = time.monotonic() + _START_S
+        while (found := serve.status().applications.get(self._config.app)) is not None:
+            if found.status == ApplicationStatus.RUNNING:
+                return True
+            if found.status == ApplicationStatus.DEPLOY_FAILED:
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._config.app} is {found.status} for {_START_S:g} seconds")
+            time.sleep(0.5)  # Serve has no event for it, and this is a thread of its own
+        return False
 
     def leave(self) -> None:
         """Disconnect; a Ray of our own ends with all it runs. Idempotent."""

@@ -36,6 +36,10 @@ T = TypeVar("T")
 _FAIL_OVERS = 3
 #: Longest wait for a replica to say what it is, in seconds.
 _ANSWER_S = 30.0
+#: How often, and after how many seconds, those that may have died are asked again.
+_ROUNDS = 40
+_TOLD_S = 0.25
+_GONE = object()
 
 
 class RayEngine:
@@ -71,7 +75,8 @@ class RayEngine:
             self._refuse_unless_ours(described)
         except (EngineUnavailableError, TimeoutError) as error:
             await asyncio.to_thread(self._cluster.leave)
-            raise EngineUnavailableError(f"no engine replica is of use: {error}") from error
+            reason = str(error) or f"none said what it is within {_ANSWER_S:g} seconds"
+            raise EngineUnavailableError(f"no engine replica is of use: {reason}") from error
         self._handle, self._description = handle, described
 
     def _refuse_unless_ours(self, described: Description) -> None:
@@ -107,8 +112,6 @@ class RayEngine:
     async def status(self) -> EngineStatus:
         """What all replicas are doing together."""
         found = list((await self._on_every("status")).values())
-        if not found:
-            raise EngineUnavailableError("no engine replica is alive; Ray Serve starts them again")
         return EngineStatus(
             waiting=sum(one.waiting for one in found),
             answering=sum(one.answering for one in found),
@@ -200,13 +203,20 @@ class RayEngine:
         """What the method returns on every replica that is alive at the end, by their ids.
 
         One that dies meanwhile takes what it held with it; one that comes meanwhile is asked too.
+        EngineUnavailableError when there is none, or one is alive and does not answer.
         """
         found: dict[str, Any] = {}
-        while missing := set(live_replicas(self._config.app)) - set(found):
-            for name, one in await asyncio.gather(*(self._on_one(name, method, *args) for name in missing)):
-                found[name] = one
-        live = set(live_replicas(self._config.app))
-        return {name: one for name, one in found.items() if name in live and one is not None}
+        for _ in range(_ROUNDS):
+            live = set(live_replicas(self._config.app))
+            if not live:
+                break
+            if live <= found.keys():
+                return {name: found[name] for name in live}
+            asked = (self._on_one(name, method, *args) for name in live - found.keys())
+            found |= {name: one for name, one in await asyncio.gather(*asked) if one is not _GONE}
+            # Serve tells us a moment later who has died.
+            await asyncio.sleep(0 if live <= found.keys() else _TOLD_S)
+        raise EngineUnavailableError("no engine replica is alive, or not all of them answer; try again")
 
     async def _on_one(self, name: str, method: str, *args: object) -> tuple[str, Any]:
         handle = self._running()
@@ -214,7 +224,7 @@ class RayEngine:
             with _translated():
                 return name, await getattr(handle, method).remote(*args, to=name)
         except (_ReplicaDiedError, NotThisReplicaError):
-            return name, None
+            return name, _GONE
 
 
 class _ReplicaDiedError(EngineUnavailableError):

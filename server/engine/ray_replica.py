@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ray import serve
 
@@ -60,7 +62,11 @@ class EngineReplica:
         self._description = Description(
             fingerprint, self._engine.max_model_len, socket.gethostname(), os.getpid()
         )
+        #: By name, as the engine knows them: gateways count for themselves, and may see files elsewhere.
         self._known: dict[str, Adapter] = {}
+        self._engine_ids = itertools.count(1)
+        #: Names of those whose files are looked at.
+        self._watched: set[str] = set()
         self._first_token_s = 0.0
         self._reconciling = asyncio.create_task(self._reconcile(), name="reconcile")
 
@@ -72,17 +78,15 @@ class EngineReplica:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """See Engine."""
-        self._know(request.adapter)
-        found = await self._engine.generate(request)
+        found = await self._engine.generate(self._ours(request))
         if found.first_token_s is not None:
             self._noted(found.first_token_s)
         return found
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """See Engine."""
-        self._know(request.adapter)
         began, first = time.perf_counter(), True
-        async with aclosing(self._engine.stream(request)) as deltas:
+        async with aclosing(self._engine.stream(self._ours(request))) as deltas:
             async for delta in deltas:
                 if first:
                     self._noted(time.perf_counter() - began)
@@ -91,19 +95,17 @@ class EngineReplica:
 
     async def prefetch(self, adapter: Adapter) -> bool:
         """See Engine."""
-        self._know(adapter)
-        return await self._engine.prefetch(adapter)
+        return await self._engine.prefetch(self._local(adapter))
 
     async def retire(self, adapter: Adapter, *, to: str) -> int:
         """See Engine; `to` as above."""
         self._check(to)
-        return await self._engine.retire(adapter)
+        return await self._engine.retire(self._local(adapter))
 
     async def evict(self, adapter: Adapter, *, to: str) -> Eviction:
         """See Engine; `to` as above."""
         self._check(to)
-        self._known.pop(adapter.name, None)
-        return await self._engine.evict(adapter)
+        return await self._evict(self._local(adapter))
 
     async def status(self, *, to: str) -> EngineStatus:
         """See Engine; `to` as above."""
@@ -118,6 +120,8 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Raises when the engine is not alive: Serve then puts another replica in this one's place."""
+        if self._reconciling.done():
+            raise EngineUnavailableError("this replica no longer looks for what was deleted")
         await self._engine.check()
 
     def record_routing_stats(self) -> dict[str, list[str]]:
@@ -133,25 +137,55 @@ class EngineReplica:
         self._reconciling.cancel()
         await self._engine.close()
 
-    def _know(self, adapter: Adapter | None) -> None:
-        if adapter is not None:
-            self._known[adapter.name] = adapter
+    def _ours(self, request: GenerationRequest) -> GenerationRequest:
+        return replace(request, adapter=self._local(request.adapter)) if request.adapter else request
+
+    def _local(self, adapter: Adapter) -> Adapter:
+        """The adapter as this replica's engine knows it."""
+        known = self._known.get(adapter.name)
+        if known is None:
+            known = replace(adapter, engine_id=next(self._engine_ids))
+            self._known[adapter.name] = known
+        self._watched.add(adapter.name)
+        return known
+
+    async def _evict(self, adapter: Adapter) -> Eviction:
+        evicted = await self._engine.evict(adapter)
+        self._watched.discard(adapter.name)
+        return evicted
 
     def _noted(self, first_token_s: float) -> None:
         self._first_token_s += _NEWEST * (first_token_s - self._first_token_s)
 
     async def _reconcile(self) -> None:
+        leaving: dict[str, asyncio.Task[None]] = {}
         while True:
             await asyncio.sleep(RECONCILE_S)
             for adapter in await asyncio.to_thread(self._deleted):
-                try:
-                    await self._engine.retire(adapter)
-                    await self._engine.evict(adapter)
-                except EngineUnavailableError:
-                    # An engine that is gone holds nothing; its health check has it replaced.
-                    continue
-                self._known.pop(adapter.name, None)
-                logger.info("evicted %s, whose files are gone", adapter.name)
+                # Each by itself: it waits for the answers that it is in.
+                if adapter.name not in leaving or leaving[adapter.name].done():
+                    leaving[adapter.name] = asyncio.create_task(self._forget(adapter))
+            leaving = {name: task for name, task in leaving.items() if not task.done()}
+
+    async def _forget(self, adapter: Adapter) -> None:
+        try:
+            await self._engine.retire(adapter)
+            await self._evict(adapter)
+        except EngineUnavailableError:
+            # An engine that is gone holds nothing; its health check has the replica replaced.
+            return
+        logger.info("evicted %s, whose files are gone", adapter.name)
 
     def _deleted(self) -> list[Adapter]:
-        return [adapter for adapter in list(self._known.values()) if not adapter.path.exists()]
+        return [self._known[name] for name in list(self._watched) if _is_gone(self._known[name].path)]
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        # A file system that is away for a moment says nothing about what is on it.
+        return False
+    return False

@@ -133,6 +133,19 @@ async def test_an_adapter_has_one_home_and_is_evicted_from_every_replica(
     assert len(eviction.replicas) == 2
 
 
+async def test_gateways_number_their_adapters_each_for_itself(
+    pair: RayEngine, ask: Ask, adapters: list[Adapter]
+) -> None:
+    """And may see the same one's files in different places."""
+    one, other = adapters[0], replace(adapters[1], engine_id=adapters[0].engine_id)
+    for adapter in (one, other, replace(one, engine_id=99, path=adapters[2].path)):
+        found = await pair.generate(ask(QUESTION, 40, adapter=adapter))
+        assert found.text.startswith(f"{adapter.name} says")
+    assert (await pair.evict(one)).from_memory
+    assert (await pair.generate(ask(QUESTION, 40, adapter=other))).text.startswith(other.name)
+    assert (await pair.evict(other)).from_memory
+
+
 async def test_a_replica_that_a_deletion_did_not_reach_sees_that_the_files_are_gone(
     pair: RayEngine, ask: Ask, adapter: Adapter
 ) -> None:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from km_registry.config import RegistrySettings
-from km_registry.redis_connection import open_redis, sentinel_address
+from km_registry.redis_address import sentinel_address
+from km_registry.redis_connection import open_redis
 
 
 def test_a_url_names_sentinels_their_master_and_a_database() -> None:
