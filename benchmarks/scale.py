@@ -22,7 +22,7 @@ from benchmarks.result import keep
 
 _SEED = 0
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "routing": partial(scale_routing.measure, requests=300, seed=_SEED),
+    "routing": partial(scale_routing.measure, requests=200, seed=_SEED),
     "failover": scale_failover.measure,
     "records": partial(scale_records.measure, tries=2000, seed=_SEED),
 }

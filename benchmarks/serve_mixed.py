@@ -29,6 +29,7 @@ class Load:
         self._draw = random.Random(seed)
         self._documents: list[str] = []
         self._deleted: set[str] = set()
+        self._receipted: list[str] = []
         self._enough = asyncio.Event()
         #: Answers by status, and what no server should do.
         self.statuses: Counter[int] = Counter()
@@ -46,8 +47,9 @@ class Load:
 
     async def _ask(self) -> None:
         while not self._enough.is_set():
-            document_id = self._draw.choice(self._documents)
-            began_deleted = document_id in self._deleted
+            # Also what is gone for good: from its receipt on, not from when somebody begins to delete it.
+            document_id = self._draw.choice([*self._documents, *self._receipted[-1:]])
+            began_deleted = document_id in self._receipted
             kind = self._draw.choice((self._answer, self._streamed, self._cut_short, self._base))
             status = await kind(document_id)
             self.statuses[status] += 1
@@ -101,6 +103,7 @@ class Load:
         self._deleted.add(document_id)
         response = await self._served.http.delete(f"/documents/{document_id}")
         self._documents.remove(document_id)
+        self._receipted.append(document_id)
         self.deleted += 1
         if response.status_code != 200:
             self.wrong.append(f"delete {response.status_code}")
