@@ -10,16 +10,12 @@ line and keeps it in benchmarks/results/reliability.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks import reliability_access, reliability_inputs, reliability_kills, reliability_load
+from benchmarks.parts import Part, measured, parser
 from benchmarks.result import keep
 
 SEED = 0
@@ -28,7 +24,7 @@ _SUMS = (
     *("kills", "lost", "double_published", "orphans", "canary_hits", "bad_inputs", "crashes"),
     *("acl_checks", "acl_leaks", "load_errors"),
 )
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+PARTS: dict[str, Part] = {
     **{f"kills_{part}": partial(reliability_kills.kills, part, seed=SEED) for part in range(6)},
     "disk_full": reliability_kills.disk_full,
     "access": reliability_access.access,
@@ -45,20 +41,13 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main() -> int:
     """Measure the parts that are missing; print and keep the figures once all are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--state", type=Path, help="directory that keeps the figures of each part")
-    parser.add_argument("--most", type=int, default=len(PARTS), help="parts to measure in this call")
-    parser.add_argument("--parts", default=",".join(PARTS), help="only of these, by name")
-    parser.add_argument("--keep", action="store_true", help="keep what there is, also when parts are missing")
-    given = parser.parse_args()
-    found = _kept(given.state)
-    for name in [name for name in given.parts.split(",") if name not in found][: given.most]:
-        began = time.monotonic()
-        found[name] = PARTS[name]() | {"part_seconds": round(time.monotonic() - began, 1)}
-        print(json.dumps({"part": name, **found[name]}), flush=True)
-        if given.state is not None:
-            given.state.mkdir(parents=True, exist_ok=True)
-            (given.state / f"{name}.json").write_text(json.dumps(found[name]))
+    options = parser(__doc__, PARTS)
+    options.add_argument("--most", type=int, help="parts to measure in this call")
+    options.add_argument(
+        "--keep", action="store_true", help="keep what there is, also when parts are missing"
+    )
+    given = options.parse_args()
+    found = measured(PARTS, given, given.most)
     if set(found) == set(PARTS) or given.keep:
         print(keep("reliability", merged(found), seed=SEED))
     return 0
@@ -72,12 +61,6 @@ def merged(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
     p99_ms = parts.get("load", {}).get("p99_ms")
     return {**sums, "p99_ms": p99_ms, "missing": [name for name in PARTS if name not in parts], "parts": rest}
-
-
-def _kept(state: Path | None) -> dict[str, dict[str, Any]]:
-    if state is None:
-        return {}
-    return {path.stem: json.loads(path.read_text()) for path in state.glob("*.json") if path.stem in PARTS}
 
 
 if __name__ == "__main__":

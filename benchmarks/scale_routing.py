@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +162,12 @@ async def _asked(
 ) -> dict[str, Any]:
     """A closed loop of clients, after two thirds as many requests that are not measured."""
     rng = random.Random(seed)
-    popularity = list(accumulate(rank**-ZIPF for rank in range(1, KMS + 1)))
+    popularity = _WORKLOAD.cumulative_popularity
     numbers = itertools.count()
 
     async def client(until: int) -> None:
         while next(numbers) < until:
-            drawn = bisect(popularity, rng.random() * popularity[-1], hi=KMS - 1)
+            drawn = bisect(popularity, rng.random(), hi=KMS - 1)
             await generate(GenerationRequest((1,), 1, adapter=adapters[drawn]))
 
     async def clients(asked: int) -> float:

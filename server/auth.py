@@ -41,25 +41,23 @@ async def caller(
 
 
 def _known(request: Request, state: AppState, secret: str) -> Principal:
-    """The principal whose secret this is, as by `admitted`. Blocking, and one: a thread costs as much as a
+    """The principal whose secret this is, once admitted. Blocking, and one: a thread costs as much as a
     look-up."""
     principal = state.registry.authenticate(secret)
     if principal is None:
         raise UnauthenticatedError(
             "This API key is not known here, was revoked or has expired. Check it, or ask for another."
         )
+    admit(request, state, principal)
+    return principal
+
+
+def admit(request: Request, state: AppState, principal: Principal) -> None:
+    """Note the principal for the log and count the request. RateLimitedError when there are too many.
+    Blocking."""
     request.state.user_id = principal.user_id
     if state.limiter.limits_requests:
         state.limiter.request(principal)
-    return principal
-
-
-async def admitted(request: Request, state: AppState, principal: Principal) -> Principal:
-    """The principal, noted for the log and counted. RateLimitedError when that is too many requests."""
-    request.state.user_id = principal.user_id
-    if state.limiter.limits_requests:
-        await run_in_threadpool(state.limiter.request, principal)
-    return principal
 
 
 CallerDep = Annotated[Caller, Depends(caller)]

@@ -19,6 +19,7 @@ import structlog
 from km_registry.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
+    from obstore import GetResult
     from obstore.store import ObjectStore
 
 _log = structlog.get_logger(__name__)
@@ -56,25 +57,13 @@ class Objects:
 
     def get(self, key: str) -> bytes:
         """The object; FileNotFoundError when there is none."""
-        import obstore
-
-        try:
-            with _told("read"):
-                return bytes(obstore.get(self._store(), key).bytes())
-        except FileNotFoundError:
-            self._require_container()
-            raise
+        with _told("read"):
+            return bytes(self._found(key).bytes())
 
     def download(self, key: str, target: Path) -> None:
         """Write the object into a new file; FileNotFoundError when there is none."""
-        import obstore
-
-        try:
-            with _told("read"):
-                chunks = obstore.get(self._store(), key).stream(min_chunk_size=_AT_ONCE)
-        except FileNotFoundError:
-            self._require_container()
-            raise
+        with _told("read"):
+            chunks = self._found(key).stream(min_chunk_size=_AT_ONCE)
         with target.open("xb") as file:
             while True:
                 with _told("read"):
@@ -82,6 +71,15 @@ class Objects:
                 if chunk is None:
                     return
                 file.write(chunk)
+
+    def _found(self, key: str) -> GetResult:
+        import obstore
+
+        try:
+            return obstore.get(self._store(), key)
+        except FileNotFoundError:
+            self._require_container()
+            raise
 
     def below(self, prefix: str) -> dict[str, int]:
         """The keys below one, each with its size in bytes."""

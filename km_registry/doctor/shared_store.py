@@ -54,8 +54,9 @@ def objects(store: Store) -> Iterator[Finding]:
     try:
         # Listed before the rows are read: what comes in between has its row by then.
         present = shared.objects.below(DOCUMENTS) | shared.objects.below(KES)
-        yield from _missing(store, shared, present)
-        yield from _strays(store, shared, present)
+        named = _Named(store)
+        yield from _missing(store, shared, named, present)
+        yield from _strays(shared, named, present)
     except StoreUnavailableError as error:
         problem, _, remedy = str(error).partition(". ")
         yield Finding("KM_STORE_URL", problem, remedy)
@@ -97,8 +98,9 @@ class _Named:
         return self._layout.km(km.document_id, km.id)
 
 
-def _missing(store: Store, shared: SharedStore, present: Mapping[str, int]) -> Iterator[Finding]:
-    named = _Named(store)
+def _missing(
+    store: Store, shared: SharedStore, named: _Named, present: Mapping[str, int]
+) -> Iterator[Finding]:
     for row in named.texts:
         if present.get(store.layout.text(row.document_id, row.version).key) != row.size_bytes:
             yield Finding(
@@ -117,8 +119,7 @@ def _missing(store: Store, shared: SharedStore, present: Mapping[str, int]) -> I
             yield Finding(ke_id, problem, "delete the KE and register it again")
 
 
-def _strays(store: Store, shared: SharedStore, present: Mapping[str, int]) -> Iterator[Finding]:
-    named = _Named(store)
+def _strays(shared: SharedStore, named: _Named, present: Mapping[str, int]) -> Iterator[Finding]:
     homes = {"/".join(key.split("/")[:2]) for key in present}
     known = {f"{DOCUMENTS}/{one}" for one in named.documents} | {f"{KES}/{one}" for one in named.all_kes}
     for home in sorted(homes - known):

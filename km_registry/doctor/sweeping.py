@@ -23,13 +23,7 @@ class Sweeper:
         """Look once; how many files and directories were removed."""
         if not self._store.artifacts.is_shared:
             return 0
-        layout = self._store.layout
-        looked_at = {
-            *(layout.documents, layout.passages, layout.kms, layout.kes, layout.work),
-            layout.composites,
-        }
-        found = {path for path in of_nothing(self._store) if not looked_at.isdisjoint(path.parents)}
-        found = {path for path in found if not path.name.startswith(".")}
+        found = {path for path in of_nothing(self._store) if not path.name.startswith(".")}
         gone = found & self._before
         for path in gone:
             removed_here(path)

@@ -61,7 +61,7 @@ def allowed(store: Store, principal: Principal, action: Action, document_id: str
         rows = connection.execute(_ALLOWED, {"document_id": document_id, "user_id": principal.user_id}).all()
     if rows:
         document = as_document(rows[0])
-        if may(principal, action, document, [_as_grant(row, document_id) for row in rows]):
+        if may(principal, action, document, [_as_grant(row, document_id, row.granted_at) for row in rows]):
             return document
     raise NotFoundError
 
@@ -136,13 +136,12 @@ def _held(
     )
     found: dict[tuple[str, str], list[Grant]] = defaultdict(list)
     for row, user_id in session.execute(query):
-        grant = Grant(row.document_id, row.user_id or row.group_id or "", "", Role(row.role), row.created_at)
-        found[user_id, row.document_id].append(grant)
+        found[user_id, row.document_id].append(_as_grant(row, row.document_id, row.created_at))
     return found
 
 
-def _as_grant(row: AnyRow, document_id: str) -> Grant:
-    return Grant(document_id, row.user_id or row.group_id or "", "", Role(row.role), row.granted_at)
+def _as_grant(row: GrantRow | AnyRow, document_id: str, granted_at: datetime) -> Grant:
+    return Grant(document_id, row.user_id or row.group_id or "", "", Role(row.role), granted_at)
 
 
 def _holds(user_ids: Collection[str]) -> ColumnElement[bool]:

@@ -149,9 +149,11 @@ def job_of(store: Store, document_id: str) -> Job:
         return as_job(latest_job(session, document_id))
 
 
-_KM_OF = select(*KMRow.__table__.c).where(
-    KMRow.retired_at.is_(None), KMRow.document_id == bindparam("document_id")
-)
+def _answering(*conditions: ColumnElement[bool]) -> Select[KMRow]:
+    return select(KMRow).where(KMRow.retired_at.is_(None), *conditions)
+
+
+_KM_OF = _answering(KMRow.document_id == bindparam("document_id")).with_only_columns(*KMRow.__table__.c)
 
 
 def km_of(store: Store, document_id: str) -> KM | None:
@@ -216,10 +218,6 @@ def trainings(store: Store, document_ids: Sequence[str]) -> list[Training]:
         for document_id in document_ids
         if document_id in documents and document_id in by_document
     ]
-
-
-def _answering(*conditions: ColumnElement[bool]) -> Select[KMRow]:
-    return select(KMRow).where(KMRow.retired_at.is_(None), *conditions)
 
 
 def counts(store: Store) -> tuple[int, dict[JobState, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from km_registry.artifact_store.base import ArtifactStore
 from km_registry.artifact_store.opening import open_artifacts
 from km_registry.config import RegistrySettings
 from km_registry.events import Notifier
+from km_registry.json_data import finite
 from km_registry.store.database import Database
 from km_registry.store.layout import Layout
 from km_registry.tables import EventRow
@@ -23,19 +23,6 @@ from km_registry.tables import EventRow
 def now() -> datetime:
     """The present moment in UTC."""
     return datetime.now(UTC)
-
-
-def finite(value: Any) -> Any:
-    """JSON data with null for every number that is not finite, which JSON cannot say."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: finite(one) for key, one in value.items()}
-        case list() | tuple():
-            return [finite(one) for one in value]
-        case _:
-            return value
 
 
 class Transaction:

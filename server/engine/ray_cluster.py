@@ -31,6 +31,8 @@ _START_S = 1200.0
 _GRACE_S = 300.0
 #: What a Ray of our own needs of shared memory: requests and answers are small.
 _OBJECT_STORE_BYTES = 100 * 2**20
+#: Of the 107 characters of a socket's path Ray needs the others for its own.
+_LONGEST_PATH = 40
 
 
 class Cluster:
@@ -156,10 +158,6 @@ def _short(config: RayConfig) -> str | None:
     """The directory of Ray's files; None for Ray's own choice where its sockets' paths would be too long."""
     path = str(config.directory)
     return path if len(path) <= _LONGEST_PATH else None
-
-
-#: Of the 107 characters of a socket's path Ray needs the others for its own.
-_LONGEST_PATH = 40
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from km_registry.json_data import finite
 from server.cli_shared import Json, fail, print_json, print_table
 
 if TYPE_CHECKING:
@@ -133,15 +134,6 @@ def _progress(*, shown: bool) -> Iterator[Progress]:
 
 def _told(found: Plan, workload: Workload, profile: Profile, seed: int) -> dict[str, Any]:
     """Everything, for programs; what would be infinite is null."""
-    from math import isfinite
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(one) for name, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(one) for one in value]
-        return None if isinstance(value, float) and not isfinite(value) else value
-
     given = {"workload": workload.model_dump(), "profile": profile.model_dump(), "seed": seed}
     told: dict[str, Any] = finite({**asdict(found), **given})
     return told

@@ -58,8 +58,7 @@ def planned(
     """
     with_kms = bool(WITH_KM & set(workload.mix))
     trainers = _trainers(profile, workload, seed) if with_kms else Trainers(0, 0.0, 0.0)
-    hour = 3600 * workload.questions_per_s / 1e6
-    training = trainers.count * profile.prices.trainer_hour / hour
+    training = _per_million(trainers.count * profile.prices.trainer_hour, workload)
     fleet = Search(
         profile,
         workload,
@@ -67,7 +66,8 @@ def planned(
         seed=seed,
         progress=progress,
     ).in_time()
-    asked = Way("+".join(workload.mix), fleet, fleet.replicas * profile.prices.replica_hour / hour + training)
+    serving = _per_million(fleet.replicas * profile.prices.replica_hour, workload)
+    asked = Way("+".join(workload.mix), fleet, serving + training)
     others = [_other(profile, workload, mode, seed, progress) for mode in ("icl", "rag")]
     kms = min(profile.replica.places, workload.documents) + fleet.slots if with_kms else 0
     return Plan(
@@ -89,8 +89,12 @@ def _other(profile: Profile, workload: Workload, mode: Mode, seed: int, progress
         fleet = search.in_time() if reachable else search.keeping_up()
     except PlanningError as error:
         return Way(mode, None, None, str(error))
-    cost = fleet.replicas * profile.prices.replica_hour / (3600 * workload.questions_per_s / 1e6)
-    return Way(mode, fleet, cost)
+    return Way(mode, fleet, _per_million(fleet.replicas * profile.prices.replica_hour, workload))
+
+
+def _per_million(hour: float, workload: Workload) -> float:
+    """What a million answers cost of what an hour costs."""
+    return hour / (3600 * workload.questions_per_s / 1e6)
 
 
 def _synthesis(profile: Profile, workload: Workload) -> float:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from km_registry.access import may_administer
 from km_registry.types import Principal, User
-from server.auth import admitted
+from server.auth import admit
 from server.errors import ForbiddenError, UnauthenticatedError
 from server.state import State
 from server.web.context import WebDep
@@ -48,7 +48,7 @@ async def visitor(request: Request, state: State, web: WebDep) -> Visitor:
         principal = await run_in_threadpool(state.registry.people.holder, key_id)
     if principal is None:
         raise UnauthenticatedError("Sign in with an API key.")
-    await admitted(request, state, principal)
+    await run_in_threadpool(admit, request, state, principal)
     user = await run_in_threadpool(state.registry.people.user, principal.user_id)
     return Visitor(principal, user, web.sessions.token(value))
 

@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import NotFoundError
-from server.auth import admitted
+from server.auth import admit
 from server.state import State
 from server.web.access import ChangerDep, check_token, remember_visit, sign_in, sign_out, visit_of
 from server.web.context import Web, WebDep
@@ -40,7 +40,7 @@ async def enter(
     principal = await run_in_threadpool(state.registry.authenticate, key.strip())
     if principal is None or principal.key_id is None:
         return _form(request, web, to=to, problem=_UNKNOWN)
-    await admitted(request, state, principal)
+    await run_in_threadpool(admit, request, state, principal)
     response = RedirectResponse(_within(to), status_code=303)
     sign_in(request, response, web.sessions.begin(principal.key_id))
     return response

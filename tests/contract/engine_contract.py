@@ -177,9 +177,7 @@ class EngineContract:
         assert after.adapters.found_in_slot - before.adapters.found_in_slot == 1
         assert after.adapters.loads - before.adapters.loads == 1
         assert after.adapters.swaps - before.adapters.swaps == 1
-        async with asyncio.timeout(30):
-            while adapter.name not in engine.in_slots():  # noqa: ASYNC110  a replica tells it later
-                await asyncio.sleep(0.05)
+        await until(engine, lambda _: adapter.name in engine.in_slots())
         eviction = await engine.evict(adapter)
         assert (eviction.from_slot, eviction.from_memory) == (True, True)
         assert not (await engine.evict(adapter)).resident

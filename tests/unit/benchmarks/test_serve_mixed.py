@@ -9,15 +9,9 @@ from benchmarks.serve_mixed import Load, growth_percent
 from benchmarks.serve_server import served
 from km_registry.base_model import BaseModel
 from server.engine.scripted import ScriptedEngine
+from tests.contract.engine_contract import until
 from tests.support import BASE_FINGERPRINT, write_km
 from tests.unit.server.conftest import WordTokenizer
-
-
-async def until_unpinned(engine: ScriptedEngine) -> None:
-    """What has left the gateway leaves its slot in the same loop, a turn later."""
-    async with asyncio.timeout(10):
-        while (await engine.status()).adapters.pinned:  # noqa: ASYNC110  it has no event for it
-            await asyncio.sleep(0)
 
 
 async def test_a_mixed_load_with_publishes_and_deletes(tmp_path: Path) -> None:
@@ -31,8 +25,8 @@ async def test_a_mixed_load_with_publishes_and_deletes(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             await server.state.in_flight.drain_all()
         assert len(server.state.in_flight) == 0
-        await until_unpinned(engine)
-        counts = (await engine.status()).adapters
+        # What has left the gateway leaves its slot in the same loop, a turn later.
+        counts = (await until(engine, lambda status: status.adapters.pinned == 0)).adapters
     assert load.wrong == []
     assert set(load.statuses) <= {200, 404, 409}
     assert counts.swaps > 5
