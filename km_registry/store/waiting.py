@@ -63,11 +63,11 @@ def waiting(store: Store, limit: int | None = None, queues: Collection[str] | No
 
 def by_queue(store: Store) -> Mapping[str, int]:
     """How many jobs wait in each queue where any does."""
-    # Grouped outside, where the queue is a column: PostgreSQL takes an expression with values for another one.
+    # Grouped outside, where the queue is a column: PostgreSQL takes the same expression twice for two.
     queues = select(_QUEUE.label("name")).where(JobRow.state == JobState.QUEUED).subquery()
     query = select(queues.c.name, func.count()).group_by(queues.c.name)
     with store.database.reading() as session:
-        return {name: count for name, count in session.execute(query).tuples()}
+        return dict(session.execute(query).tuples().all())
 
 
 def prioritise(store: Store, principal: Principal, document_id: str, priority: Priority) -> Job:
