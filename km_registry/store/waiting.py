@@ -67,7 +67,7 @@ def by_queue(store: Store) -> Mapping[str, int]:
     queues = select(_QUEUE.label("name")).where(JobRow.state == JobState.QUEUED).subquery()
     query = select(queues.c.name, func.count()).group_by(queues.c.name)
     with store.database.reading() as session:
-        return dict(session.execute(query).tuples().all())
+        return dict(session.execute(query).all())
 
 
 def prioritise(store: Store, principal: Principal, document_id: str, priority: Priority) -> Job:
