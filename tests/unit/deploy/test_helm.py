@@ -87,6 +87,8 @@ def _hardened(pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     # The autoscaler beside Ray's head asks Kubernetes for pods.
     assert pod["automountServiceAccountToken"] is (pod["containers"][0]["name"] == "ray-head")
+    # A service called `km` would set KM_PORT.
+    assert pod["enableServiceLinks"] is False
     mounts = {volume["name"] for volume in pod.get("volumes", ())} | {"data"}
     for container in (*pod["containers"], *pod.get("initContainers", ())):
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
