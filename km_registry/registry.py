@@ -6,7 +6,7 @@ and what is not allowed is the same NotFoundError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -190,6 +190,10 @@ class Registry:
     def training_measures(self) -> TrainingMeasures:
         """What of the queue and of training is measured."""
         return measures.training(self._store)
+
+    def waiting_by_queue(self) -> Mapping[str, int]:
+        """How many jobs wait in each queue where any does."""
+        return waiting.by_queue(self._store)
 
     def retrain(self, principal: Principal, document_id: str, recipe: dict[str, Any] | None = None) -> Job:
         """A new queued job for the newest version, with this recipe or else the last one's.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from limits.storage import Storage
 
+    from server.engine.ray_settings import RayConfig
     from server.retrieval.base import Embedder
     from server.state import AppState
 
@@ -121,6 +122,11 @@ def _make_ray_engine(settings: ServerSettings, model: BaseModel) -> Engine:
             f"Ray is not installed ({error.name}). Install it (pip install 'km-server[ray]'), or leave "
             "KM_ENGINE at vllm."
         ) from error
+    return RayEngine(*ray_parts(settings, model))
+
+
+def ray_parts(settings: ServerSettings, model: BaseModel) -> tuple[RayConfig, Callable[[], Engine]]:
+    """What the replicas on Ray are, and what makes the engine of each in its process."""
     from server.engine.ray_settings import RayConfig
 
     config = RayConfig(
@@ -134,13 +140,14 @@ def _make_ray_engine(settings: ServerSettings, model: BaseModel) -> Engine:
         gpus=settings.ray_replica_gpus,
         target_requests=settings.ray_target_requests,
         target_first_token_s=settings.ray_target_first_token_s,
+        deploys=settings.ray_deploy or settings.ray_address is None,
     )
     # What lets one in anywhere, or signs, is none of a replica's business.
     secrets = ("session_key", "generator_key", "database_url", "redis_url")
     sent = settings.model_copy(
         update={"engine": settings.ray_engine, "internal_key": "", "generators": {}} | dict.fromkeys(secrets)
     )
-    return RayEngine(config, partial(make_replica_engine, sent, model.fingerprint))
+    return config, partial(make_replica_engine, sent, model.fingerprint)
 
 
 def make_replica_engine(settings: ServerSettings, fingerprint: str) -> Engine:

@@ -34,6 +34,11 @@ class ServerSettings(RegistrySettings):
         description="address of a Ray cluster (`auto`, host:port), whose replicas several servers share; "
         "without one a Ray of this server's own is started on this machine",
     )
+    ray_deploy: bool = Field(
+        True,
+        description="put the engine on that cluster when it is not there; off where KubeRay does that, "
+        "which is then waited for",
+    )
     ray_engine: Literal["vllm", "scripted"] = Field("vllm", description="what a replica on Ray is")
     ray_replicas: int = Field(1, ge=1, description="engine replicas on Ray, at least")
     ray_max_replicas: int | None = Field(

@@ -27,6 +27,12 @@ def by_queue(workers: Iterable[WorkerSeen]) -> Mapping[tuple[str, str], int]:
     )
 
 
+def unserved(waiting: Mapping[str, int], queues: Iterable[str]) -> Mapping[str, int]:
+    """How many jobs wait in each queue that none of those who serve `queues` would take."""
+    served = set(queues)
+    return {name: count for name, count in sorted(waiting.items()) if name not in served}
+
+
 def _missing(queue: JobQueue, name: str) -> str | None:
     try:
         served = any(name in one.queues for one in queue.workers())

@@ -5,7 +5,7 @@ What failed for a passing reason waits for its time before its turn, longer each
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from sqlalchemy import func, or_, select, true
@@ -18,6 +18,9 @@ from km_registry.store.rows import as_job
 from km_registry.store.store import Store, now
 from km_registry.tables import DocumentRow, JobRow
 from km_registry.types import DEFAULT_QUEUE, Action, Job, JobState, Principal, Priority
+
+#: The queue that a job's recipe names.
+_QUEUE = func.coalesce(JobRow.recipe["queue"].as_string(), DEFAULT_QUEUE)
 
 
 def waiting(store: Store, limit: int | None = None, queues: Collection[str] | None = None) -> list[Job]:
@@ -40,8 +43,7 @@ def waiting(store: Store, limit: int | None = None, queues: Collection[str] | No
     # What waits for longer than any retry does was put off before the clock was set back.
     far = JobRow.not_before > now() + LONGEST_WAIT
     due = or_(JobRow.not_before.is_(None), JobRow.not_before <= now(), far)
-    queue = func.coalesce(JobRow.recipe["queue"].as_string(), DEFAULT_QUEUE)
-    served = true() if queues is None else queue.in_(queues)
+    served = true() if queues is None else _QUEUE.in_(queues)
     turns = (
         select(JobRow.sequence, (own_order + func.coalesce(running.c.count, 0)).label("turn"))
         .join(DocumentRow, DocumentRow.id == JobRow.document_id)
@@ -57,6 +59,15 @@ def waiting(store: Store, limit: int | None = None, queues: Collection[str] | No
     )
     with store.database.reading() as session:
         return [as_job(row) for row in session.scalars(query)]
+
+
+def by_queue(store: Store) -> Mapping[str, int]:
+    """How many jobs wait in each queue where any does."""
+    # Grouped outside, where the queue is a column: PostgreSQL takes the same expression twice for two.
+    queues = select(_QUEUE.label("name")).where(JobRow.state == JobState.QUEUED).subquery()
+    query = select(queues.c.name, func.count()).group_by(queues.c.name)
+    with store.database.reading() as session:
+        return dict(session.execute(query).all())
 
 
 def prioritise(store: Store, principal: Principal, document_id: str, priority: Priority) -> Job:

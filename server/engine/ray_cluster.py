@@ -44,7 +44,7 @@ class Cluster:
         self._connected = False
 
     def join(self, make: Callable[[], Engine]) -> Any:
-        """A handle of the application, which is deployed if no gateway has done so.
+        """A handle of the application, which is deployed if no gateway has done so and gateways are to do it.
 
         Raises:
             EngineUnavailableError: Ray is not reached, or no replica starts.
@@ -59,7 +59,8 @@ class Cluster:
                 "KM_RAY_ADDRESS, or leave it out to have one started here."
             ) from error
         try:
-            serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+            if config.deploys:
+                serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
             if not self._is_there():
                 return serve.run(application(config, make), name=config.app, route_prefix=None)
             return serve.get_app_handle(config.app)
@@ -72,18 +73,20 @@ class Cluster:
     def _is_there(self) -> bool:
         """Whether the application runs, once whoever deploys it or starts its replicas again is done.
 
-        One that failed is deployed anew.
+        One that failed is deployed anew: by us, or by who deploys.
         """
         deadline = time.monotonic() + _START_S
-        while (found := serve.status().applications.get(self._config.app)) is not None:
-            if found.status == ApplicationStatus.RUNNING:
+        while True:
+            found = serve.status().applications.get(self._config.app)
+            if found is not None and found.status == ApplicationStatus.RUNNING:
                 return True
-            if found.status == ApplicationStatus.DEPLOY_FAILED:
+            is_to_do = found is None or found.status == ApplicationStatus.DEPLOY_FAILED
+            if is_to_do and self._config.deploys:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._config.app} is {found.status} for {_START_S:g} seconds")
+                state = "not there" if found is None else found.status
+                raise TimeoutError(f"{self._config.app} is {state} for {_START_S:g} seconds")
             time.sleep(0.5)  # Serve has no event for it, and this is a thread of its own
-        return False
 
     def leave(self) -> None:
         """Disconnect; a Ray of our own ends with all it runs. Idempotent."""

@@ -20,7 +20,7 @@ class RayConfig:
     `directory`. With `max_replicas` above `replicas` Serve adds and removes replicas by itself, so that each
     has about `target_requests` at a time and, if given, first tokens come within `target_first_token_s`.
     `fingerprint` is the base model's: replicas with another one are refused. `router` is Serve's request
-    router.
+    router. Without `deploys` the application is somebody else's to deploy, and waited for.
     """
 
     fingerprint: str
@@ -33,5 +33,6 @@ class RayConfig:
     gpus: float = 0.0
     target_requests: float = 8.0
     target_first_token_s: float | None = None
+    deploys: bool = True
     app: str = APP
     router: str = ROUTER

@@ -36,6 +36,7 @@ def _environment() -> Environment:
         "iso": datetime.isoformat,
         "mode_name": wording.mode_name,
         "seconds": wording.seconds,
+        "ago": wording.ago,
         "milliseconds": wording.milliseconds,
         "number": wording.number,
     }

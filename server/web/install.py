@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
 from server.state import AppState
-from server.web import asking, document, keys, listing, people, sharing, signing_in
+from server.web import asking, document, keys, listing, people, sharing, signing_in, workers
 from server.web.context import Web
 from server.web.sessions import Sessions, session_secret
 
@@ -25,6 +25,6 @@ def install(app: FastAPI, state: AppState) -> None:
 def _routes() -> Sequence[BaseRoute]:
     # Once for all applications of a process, as those of the API.
     router = APIRouter()
-    for routes in (signing_in, listing, document, asking, sharing, keys, people):
+    for routes in (signing_in, listing, document, asking, sharing, keys, people, workers):
         router.include_router(routes.router)
     return tuple(router.routes)

@@ -77,6 +77,11 @@ def seconds(count: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def ago(count: float) -> str:
+    """How long ago something was, in seconds; clocks of two machines may differ a little."""
+    return "just now" if count < 1 else f"{seconds(count)} ago"
+
+
 def milliseconds(count: float) -> str:
     """A duration: 1240 is 1.24 s."""
     return f"{count:.0f} ms" if count < 1000 else f"{count / 1000:.2f} s"

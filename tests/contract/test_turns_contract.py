@@ -58,6 +58,13 @@ class TestTurns:
         assert registry.queued_jobs(9, ["elsewhere"]) == []
         assert len(registry.unfinished_jobs()) == 5
 
+    def test_what_waits_is_counted_by_queue(self, registry: Registry, owner: Principal) -> None:
+        upload(registry, owner, 3)
+        for number in range(2):
+            registry.add_document(owner, "n", f"large {number}", {"queue": "large-gpu"})
+        claimed(registry, order(registry)[0])
+        assert registry.waiting_by_queue() == {"default": 2, "large-gpu": 2}
+
     def test_what_runs_counts_as_a_turn(
         self, registry: Registry, owner: Principal, stranger: Principal
     ) -> None:

@@ -162,6 +162,22 @@ def test_people_are_managed_accessibly(admin: Reader, keys: dict[str, str]) -> N
     admin.shoot("keys")
 
 
+def test_workers_are_shown_and_followed(admin: Reader) -> None:
+    page = admin.page
+    page.get_by_role("link", name="Workers").click()
+    row = page.get_by_role("table").get_by_role("row").nth(1)
+    expect(row).to_contain_text("idle")
+    expect(row).to_contain_text("default")
+    with page.expect_response(lambda response: response.url.endswith("/ui/workers/rows")):
+        admin.accessible()
+    expect(row).to_contain_text("default")
+    admin.shoot("workers")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    admin.shoot("workers-phone")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
 def test_a_first_visit_is_light_quick_and_accessible(mira: Reader) -> None:
     mira.page.reload()
     painted = mira.page.evaluate(_FIRST_PAINT)

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
+from km_registry import base_model
+from km_registry.errors import KMError
 from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError, GenerationRequest
 from server.engine.ray_engine import RayEngine
 from server.engine.ray_live import live_replicas
 from server.engine.ray_settings import RayConfig
 from server.engine.scripted import Pace, ScriptedEngine
+from server.ray_application import build
 from tests.contract.engine_contract import QUESTION, Ask, EngineContract, until
+from tests.unit.deploy.shapes import serve_config
 
 _ids = itertools.count(1)
 SLOTS = 2
@@ -57,11 +64,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def pair(folder: Path) -> AsyncIterator[RayEngine]:
+def settings(folder: Path, embedded_model: Path) -> dict[str, str]:
+    """What a node of Ray is told on which the application is built by its path."""
+    (folder / "data").mkdir()
+    (folder / "data" / "models").symlink_to(embedded_model.parent, target_is_directory=True)
+    return {"KM_DATA_DIR": str(folder / "data"), "KM_RAY_ENGINE": "scripted", "KM_RAY_REPLICA_CPUS": "0.1"}
+
+
+@pytest.fixture(scope="module")
+async def pair(folder: Path, settings: dict[str, str]) -> AsyncIterator[RayEngine]:
     """Two replicas of it."""
     config = RayConfig("fingerprint", SLOTS, folder / "ray", replicas=2, max_replicas=2, cpus=0.1)
     engine = RayEngine(config, make)
-    await engine.start()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        await engine.start()
     yield engine
     await engine.close()
 
@@ -184,3 +202,29 @@ async def test_a_drawn_answer_that_has_begun_is_not_mixed_with_another(pair: Ray
         with pytest.raises(EngineUnavailableError, match="ask again"):
             async for _ in stream:
                 pass
+
+
+async def test_gateways_join_what_was_deployed_by_its_path(
+    pair: RayEngine, settings: dict[str, str], ask: Ask
+) -> None:
+    """As a RayService of KubeRay deploys it, with the very configuration that the chart gives it."""
+    model = base_model.resolve("embedded", Path(settings["KM_DATA_DIR"]))
+    config = RayConfig(
+        model.fingerprint, SLOTS, pair._config.directory, address="auto", app="km-declared", deploys=False
+    )
+    gateway = RayEngine(config, make)
+    joining = asyncio.create_task(gateway.start())
+    declared = yaml.safe_load(serve_config())
+    declared["applications"][0]["name"] = config.app
+    client = _get_global_client()
+    await asyncio.to_thread(client.deploy_apps, ServeDeploySchema.model_validate(declared))
+    await joining
+    assert len(await gateway.replicas()) == 1
+    assert (await gateway.generate(ask(QUESTION, 4))).token_ids
+    await gateway.close()
+    await pair.check()
+
+
+def test_what_is_set_by_the_environment_is_not_set_by_arguments() -> None:
+    with pytest.raises(KMError, match="leave out the arguments replicas"):
+        build({"replicas": "2"})

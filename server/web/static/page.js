@@ -59,8 +59,8 @@ document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers["X-CSRF-Token"] = km.token();
 });
 document.addEventListener("htmx:beforeRequest", (event) => {
-  // Nobody looks: the list is asked for again when somebody does.
-  if (document.hidden && event.detail.elt.id === "list") event.preventDefault();
+  // Nobody looks: what is asked for time and again is asked for when somebody does.
+  if (document.hidden && event.detail.elt.matches('[hx-trigger^="every"]')) event.preventDefault();
 });
 document.addEventListener("htmx:responseError", async (event) => {
   if (event.detail.xhr.getResponseHeader("HX-Redirect")) return;

@@ -1,10 +1,10 @@
-"""Reading what is shipped: environments by the program's own settings, and the chart's templates."""
+"""Reading what is shipped: environments by the program's own settings, and the chart."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from km_registry.setting_origins import variable_of
 from server.config import ServerSettings
+from tests.unit.deploy.gotmpl import Templates
 from trainer_worker.config import TrainerSettings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -52,18 +53,23 @@ def filled(text: str, variables: Mapping[str, str]) -> str:
 
 
 class Chart:
-    """A chart of the few constructs that ours uses; any other one fails. There is no helm to ask here."""
+    """A chart as `helm template km` renders it; RefusedError is what it refuses."""
 
     def __init__(self, directory: Path) -> None:
-        self._templates = sorted((directory / "templates").glob("*.yaml"))
+        self._files = sorted((directory / "templates").glob("*.yaml"))
+        self._templates = Templates()
+        self._templates.define((directory / "templates" / "_helpers.tpl").read_text())
         self.values: dict[str, Any] = yaml.safe_load((directory / "values.yaml").read_text())
-        helpers = (directory / "templates" / "_helpers.tpl").read_text()
-        defined = re.findall(r'\{\{- define "([^"]+)" -\}\}\n(.*?)\n\{\{- end \}\}', helpers, re.DOTALL)
-        self._defined: dict[str, str] = dict(defined)
 
     def rendered(self, **changes: Any) -> list[dict[str, Any]]:
         """Every object of the release `km`, with changes like `redis__enabled=False`."""
-        values = yaml.safe_load(yaml.safe_dump(self.values))
+        values = self.changed(**changes)
+        texts = (self._templates.rendered(one.read_text(), values) for one in self._files)
+        return [found for text in texts for found in yaml.safe_load_all(text) if found]
+
+    def changed(self, **changes: Any) -> dict[str, Any]:
+        """The values with these changes; what is changed has to be there."""
+        values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.values))
         for path, value in changes.items():
             *inner, last = path.split("__")
             place = values
@@ -71,43 +77,4 @@ class Chart:
                 place = place[name]
             assert last in place, path
             place[last] = value
-        texts = ("\n".join(self._lines(one.read_text().splitlines(), values)) for one in self._templates)
-        return [found for text in texts for found in yaml.safe_load_all(text) if found]
-
-    def _lines(self, lines: list[str], values: Any) -> Iterator[str]:
-        shown = [True]
-        for line in lines:
-            if match := re.fullmatch(r"\s*\{\{- if (not )?(\S+) \}\}", line):
-                shown.append(shown[-1] and bool(self._value(match[2], values)) != bool(match[1]))
-            elif re.fullmatch(r"\s*\{\{- end \}\}", line):
-                shown.pop()
-            elif not shown[-1]:
-                continue
-            elif match := re.fullmatch(r"\s*\{\{- (.+) \| nindent (\d+) \}\}", line):
-                block = self._block(match[1], values)
-                yield "\n".join(" " * int(match[2]) + one for one in block.splitlines())
-            else:
-                yield re.sub(r"\{\{ (.+?) \}\}", lambda found: self._inline(found[1], values), line)
-        assert shown == [True]
-
-    def _block(self, expression: str, values: Any) -> str:
-        if match := re.fullmatch(r'include "([^"]+)" \.', expression):
-            return "\n".join(self._lines(self._defined[match[1]].splitlines(), values))
-        match = re.fullmatch(r"toYaml (\S+)", expression)
-        assert match, expression
-        return str(yaml.safe_dump(self._value(match[1], values))).rstrip()
-
-    def _inline(self, expression: str, values: Any) -> str:
-        match = re.fullmatch(r'(?:required "([^"]+)" )?(\S+)( \| quote)?', expression)
-        assert match, expression
-        value = self._value(match[2], values)
-        assert value or not match[1], match[1]
-        return f'"{value}"' if match[3] else str(value)
-
-    def _value(self, path: str, values: Any) -> Any:
-        if path == ".Release.Name":
-            return "km"
-        assert path.startswith(".Values."), path
-        for name in path.removeprefix(".Values.").split("."):
-            values = values[name]
         return values

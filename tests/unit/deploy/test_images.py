@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.deploy.shapes import chart
 from tests.unit.deploy.shipped import DEPLOY, read_settings
 
 ROOT = DEPLOY.parent
@@ -55,3 +56,11 @@ def test_what_it_copies_is_sent_to_the_build(image: list[tuple[str, str]]) -> No
         if word == "COPY" and not rest.startswith("--from"):
             source = rest.split()[0]
             assert source == "." or source in kept
+
+
+def test_engine_replicas_find_ray_as_it_is_tested() -> None:
+    """And as the chart has KubeRay told."""
+    pinned = re.findall(r"^ray==(\S+)$", (DEPLOY / "requirements-dev.txt").read_text(), re.MULTILINE)
+    told = [re.findall(r"^ARG KM_RAY=(\S+)$", file.read_text(), re.MULTILINE) for file in FILES]
+    assert [pinned, pinned] == told
+    assert chart().values["engine"]["ray"]["version"] == pinned[0]

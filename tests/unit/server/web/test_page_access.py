@@ -23,7 +23,7 @@ BODIES = {
     "/ui/groups/{group_id}/members": {"data": {"user": "Ada"}},
     "/ui/documents": {"json": {"title": "t", "text": "A text of the harbour."}},
 }
-ADMINS = ("/ui/people", "/ui/users", "/ui/groups")
+ADMINS = ("/ui/people", "/ui/users", "/ui/groups", "/ui/workers")
 
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:

@@ -31,6 +31,10 @@ def test_durations(count: float, said: str) -> None:
     assert wording.seconds(count) == said
 
 
+def test_how_long_ago() -> None:
+    assert [wording.ago(count) for count in (-0.4, 0.4, 12.2)] == ["just now", "just now", "12 s ago"]
+
+
 def test_milliseconds_and_shares() -> None:
     assert (wording.milliseconds(412.5), wording.milliseconds(1240)) == ("412 ms", "1.24 s")
     assert (wording.percent(0.714), wording.percent(None)) == ("71 %", "–")
