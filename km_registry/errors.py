@@ -51,6 +51,10 @@ class ConflictError(KMError):
     """The request does not fit the state of things."""
 
 
+class InstallationError(KMError):
+    """Database, data directory and shared store do not belong together."""
+
+
 class StaleAttemptError(KMError):
     """This attempt no longer owns its job: it was cancelled, deleted or taken over."""
 

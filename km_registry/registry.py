@@ -15,6 +15,8 @@ from typing import Any, Self
 from km_registry.config import RegistrySettings
 from km_registry.doctor.sweeping import Sweeper
 from km_registry.events import Notifier, NullNotifier
+from km_registry.gateways import Gateways
+from km_registry.installation import Installation
 from km_registry.ke_records import KERecords
 from km_registry.people import People
 from km_registry.removing import Removals
@@ -64,6 +66,10 @@ class Registry:
         self.people = People(store)
         #: Removal of KMs alone, of former versions, and of users.
         self.removals = Removals(store)
+        #: Whether database, data directory and shared store belong together.
+        self.installation = Installation(store)
+        #: The gateways that serve from this database.
+        self.gateways = Gateways(store)
         self._sweeper = Sweeper(store)
 
     @classmethod
@@ -240,6 +246,14 @@ class Registry:
         """
         return deletion.purge(self._store, document_id)
 
+    def forget_copies(self, document_id: str, km_ids: Collection[str], *, whole: bool) -> None:
+        """Remove what lies on this machine of KMs that are gone, or of the `whole` document: composites, and
+        copies of what a shared store had. For a gateway that is not the one that purges. Idempotent.
+
+        No answer and no engine of this machine may be using them any more.
+        """
+        deletion.forget_copies(self._store, document_id, km_ids, whole=whole)
+
     def complete_deletion(self, document_id: str, purged: dict[str, Any]) -> Receipt:
         """Write the receipt, kept apart from all content. ConflictError when it is not purged. Idempotent."""
         return deletion.complete(self._store, document_id, purged)
@@ -410,6 +424,10 @@ class Registry:
         """Remove from this machine what lies here of documents, KMs and KEs that are gone, which another
         machine may have deleted; how much. For machines that share a store; call it every few seconds."""
         return self._sweeper.sweep()
+
+    def clock_ahead_s(self) -> float:
+        """How many seconds the database's clock is ahead of this machine's."""
+        return measures.clock_ahead_s(self._store)
 
     def events_after(self, document_id: str, event_id: int = 0) -> list[Event]:
         """The document's events after that one, oldest first."""

@@ -12,6 +12,7 @@ from km_registry.tables_access import ApiKeyRow, AuditRow, GrantRow, GroupRow, M
 from km_registry.tables_base import ID as _ID
 from km_registry.tables_base import SHA256 as _SHA256
 from km_registry.tables_base import Base, UtcDateTime
+from km_registry.tables_fleet import EvictionRow, GatewayRow, InstallationRow
 from km_registry.tables_removal import RemovalRow
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "DocumentRow",
     "DocumentVersionRow",
     "EventRow",
+    "EvictionRow",
+    "GatewayRow",
     "GrantRow",
     "GroupRow",
+    "InstallationRow",
     "JobRow",
     "KERow",
     "KMRow",

@@ -33,6 +33,14 @@ Holding = Callable[[KE | KM], AbstractContextManager[Path]]
 FIRST_ENGINE_ID = 2**30
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A KM that the engine was given, and may hold."""
+
+    document_id: str
+    adapter: Adapter
+
+
 @dataclass(slots=True)
 class _Kept:
     """A composite on disk. The engine gets to know it when it is first used.
@@ -75,6 +83,8 @@ class Composites:
         self._making: Once[Path, None] = Once("compose")
         self._leaving: Once[Path, None] = Once("remove composite")
         self._kept: OrderedDict[Path, _Kept] = OrderedDict()
+        #: By their ids, the KMs that the engine was given since the start and did not evict.
+        self.held: dict[str, Held] = {}
         composites.remove_unfinished(root)
         for path in composites.all_composites(root):
             self._kept[path] = _Kept(path, _size(path))
@@ -84,6 +94,11 @@ class Composites:
     def bytes(self) -> int:
         """What all of them take on disk."""
         return sum(kept.size for kept in self._kept.values())
+
+    @property
+    def held_kes(self) -> frozenset[str]:
+        """Ids of the KEs that composites were made of."""
+        return frozenset(path.name.partition(".")[0] for path in self._known())
 
     @asynccontextmanager
     async def using(self, ke: KE, km: KM | None) -> AsyncIterator[Adapter]:
@@ -113,6 +128,9 @@ class Composites:
     @asynccontextmanager
     async def plugged(self, km: KM | None, ke: KE | None) -> AsyncIterator[Adapter | None]:
         """What the engine must be given for an answer with these, for as long as the block runs."""
+        if km is not None:
+            # Also where it only has a part in a composite.
+            self.held.setdefault(km.id, Held(km.document_id, adapter_of(km)))
         if ke is not None:
             async with self.using(ke, km) as adapter:
                 yield adapter
@@ -125,10 +143,7 @@ class Composites:
     async def retire_kms(self, kms: Iterable[KM]) -> None:
         """Have the engine send away who still waits for a slot for one of the KMs or their composites."""
         for km in kms:
-            for path, kept in list(self._kept.items()):
-                if path.parent.name == km.id and kept.adapter is not None:
-                    await self._engine.retire(kept.adapter)
-            await self._engine.retire(adapter_of(km))
+            await self._retire(km.id, adapter_of(km))
 
     async def evict_kms(self, kms: Iterable[KM]) -> list[Eviction]:
         """Have the engine let go of KMs and all composites of them; what it says of those that were in it,
@@ -138,13 +153,24 @@ class Composites:
         """
         evicted = []
         for km in kms:
-            evicted += await self._evict([path for path in self._known() if path.parent.name == km.id])
-            evicted.append(await self._engine.evict(adapter_of(km)))
+            evicted += await self._evict_km(km.id, adapter_of(km))
         return [one for one in evicted if one.resident or one.replicas]
 
-    async def evict_ke(self, ke: KE) -> list[Eviction]:
+    async def retire_held(self, km_ids: Iterable[str]) -> None:
+        """The same as `retire_kms` for KMs of which the records know nothing any more."""
+        for km_id in km_ids:
+            if held := self.held.get(km_id):
+                await self._retire(km_id, held.adapter)
+
+    async def evict_held(self, km_ids: Iterable[str]) -> None:
+        """The same as `evict_kms` for KMs of which the records know nothing any more."""
+        for km_id in km_ids:
+            if held := self.held.get(km_id):
+                await self._evict_km(km_id, held.adapter)
+
+    async def evict_ke(self, ke_id: str) -> list[Eviction]:
         """The same for all composites of a KE, and what serves it alone."""
-        return await self._evict([path for path in self._known() if path.name.startswith(f"{ke.id}.")])
+        return await self._evict([path for path in self._known() if path.name.startswith(f"{ke_id}.")])
 
     async def settled(self) -> None:
         """Wait for what is being made and removed."""
@@ -204,6 +230,18 @@ class Composites:
             return
         await run_in_threadpool(composites.remove, kept.path)
         self._report()
+
+    async def _retire(self, km_id: str, adapter: Adapter) -> None:
+        for path, kept in list(self._kept.items()):
+            if path.parent.name == km_id and kept.adapter is not None:
+                await self._engine.retire(kept.adapter)
+        await self._engine.retire(adapter)
+
+    async def _evict_km(self, km_id: str, adapter: Adapter) -> list[Eviction]:
+        evicted = await self._evict([path for path in self._known() if path.parent.name == km_id])
+        evicted.append(await self._engine.evict(adapter))
+        self.held.pop(km_id, None)
+        return evicted
 
     async def _evict(self, paths: list[Path]) -> list[Eviction]:
         evicted = []

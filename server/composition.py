@@ -20,6 +20,7 @@ from redis.asyncio import Redis as AsyncRedis
 from km_registry import base_model
 from km_registry.base_model import EMBEDDED, BaseModel
 from km_registry.config import GeneratorEndpoint
+from km_registry.errors import InstallationError, StoreUnavailableError
 from km_registry.events import RedisNotifier
 from km_registry.jobs import JobQueue, RqJobQueue
 from km_registry.redis_connection import open_async_redis, open_redis
@@ -51,6 +52,8 @@ class Records:
     queue: JobQueue
     redis: Redis
     events: AsyncRedis
+    #: The id of the data directory.
+    home: str
 
     async def close(self) -> None:
         """Close every connection."""
@@ -60,12 +63,31 @@ class Records:
 
 
 def open_records(settings: ServerSettings, redis_url: str) -> Records:
-    """Open the registry (its tables are made or migrated) and the queue. Blocking."""
+    """Open the registry (its tables are made or migrated) and the queue. Blocking.
+
+    ServeError when its database, its data directory and its store are not of one installation.
+    """
     redis = open_redis(redis_url)
     registry = Registry.open(settings, RedisNotifier(redis))
+    try:
+        home = _of_one_installation(registry)
+    except InstallationError as error:
+        registry.close()
+        redis.close()
+        raise ServeError(str(error)) from error
     if removed := registry.recover():
         _log.info("removed what was left of uploads that were cut short", count=removed)
-    return Records(registry, RqJobQueue(redis, registry), redis, open_async_redis(redis_url))
+    return Records(registry, RqJobQueue(redis, registry), redis, open_async_redis(redis_url), home)
+
+
+def _of_one_installation(registry: Registry) -> str:
+    home = registry.installation.take_home()
+    try:
+        registry.installation.check_store()
+    except StoreUnavailableError as error:
+        # Copies are answered from meanwhile; a keeper asks again.
+        _log.warning("the store is away; whose it is will be looked at later", reason=str(error))
+    return home
 
 
 def preload(settings: ServerSettings) -> None:
@@ -188,6 +210,7 @@ def make_state(
         base_model=model,
         load_embedder=_embedder_loader(settings),
         limit_storage=_limit_storage(records.redis),
+        clock_redis=records.redis if settings.redis_url else None,
         tracing=tracing,
     )
 

@@ -8,9 +8,9 @@ from starlette.concurrency import run_in_threadpool
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import Document, Principal, Receipt
-from server.composites import Composites
 from server.errors import DeletionPendingError
-from server.in_flight import InFlight
+from server.fleet import Fleet
+from server.letting_go import LettingGo
 from server.once import Once
 from server.replacing import PASSING, Replacements
 from server.retrieval.retriever import Retriever
@@ -25,17 +25,17 @@ class Deletions:
         self,
         registry: Registry,
         queue: JobQueue,
-        in_flight: InFlight,
         replacements: Replacements,
         retriever: Retriever,
-        composites: Composites,
+        letting_go: LettingGo,
+        fleet: Fleet,
     ) -> None:
         self._registry = registry
         self._queue = queue
-        self._in_flight = in_flight
         self._replacements = replacements
         self._retriever = retriever
-        self._composites = composites
+        self._letting_go = letting_go
+        self._fleet = fleet
         self._running: Once[str, Receipt] = Once("forget")
 
     async def forget(self, principal: Principal, document_id: str) -> Receipt:
@@ -80,22 +80,13 @@ class Deletions:
         # None begins from here on: of a tombstoned document nothing is superseded.
         await self._replacements.idle(document.id)
         await self._stop_training(document.id)
-        kms = await run_in_threadpool(self._registry.all_kms_of, document.id)
-        # Whose answers have not begun.
-        await self._composites.retire_kms(kms)
-        await self._in_flight.drain(document.id)
-        await self._retriever.forget(document.id)
-        evicted = await self._composites.evict_kms(kms)
+        evicted = await self._letting_go.document(document.id)
+        # Whose engines, too, have nothing of it; before the records of its KMs go, by which they find them.
+        others = await self._fleet.acknowledged([document.id])
         purged = await run_in_threadpool(self._registry.purge, document.id)
-        purged |= {
-            "engine_adapters": sum(one.resident for one in evicted),
-            "engine_slots": sum(one.from_slot for one in evicted),
-            "engine_prefixes_forgotten": all(one.prefixes_forgotten for one in evicted),
-        }
-        if replicas := {name for one in evicted for name in one.replicas}:
-            purged["engine_replicas"] = sorted(replicas)
+        purged |= self._fleet.receipt(evicted, others)
         receipt = await run_in_threadpool(self._registry.complete_deletion, document.id, purged)
-        _log.info("document deleted", document_id=document.id, evicted=[one.name for one in evicted])
+        _log.info("document deleted", document_id=document.id, evicted=evicted.adapters, others=[*others])
         return receipt
 
     async def _stop_training(self, document_id: str) -> None:

@@ -32,6 +32,8 @@ class EngineKeeper:
         self.reason: str | None = None
         #: How often it was started again.
         self.restarts = 0
+        #: Whether it is left alone, since it died too often.
+        self.gave_up = False
 
     async def run(self, *, every_s: float = CHECK_EVERY_S) -> None:
         """Watch until cancelled, or until the engine died too often."""
@@ -65,6 +67,7 @@ class EngineKeeper:
             f"The engine died more than {self._max_restarts} times in {WINDOW_S / 60:.0f} minutes and is "
             "left alone. See engine.log, then restart the server."
         )
+        self.gave_up = True
         _log.error("the engine is left alone", reason=self.reason)
         return False
 

@@ -15,10 +15,10 @@ from km_registry.errors import ArtifactError, InvalidKEError, NotFoundError
 from km_registry.ke_records import KERecords
 from km_registry.registry import Registry
 from km_registry.types import KE
-from server.composites import Composites
 from server.errors import UnknownKEError
-from server.in_flight import InFlight
+from server.fleet import Fleet
 from server.kes import KEs
+from server.letting_go import LettingGo
 from server.replacing import PASSING
 
 _log = structlog.get_logger(__name__)
@@ -31,13 +31,13 @@ class KEKeeper:
     """Registers and deletes KEs. A deletion that is cut short goes on after a restart."""
 
     def __init__(
-        self, registry: Registry, base_model: BaseModel, kes: KEs, in_flight: InFlight, composites: Composites
+        self, registry: Registry, base_model: BaseModel, kes: KEs, letting_go: LettingGo, fleet: Fleet
     ) -> None:
         self._registry = registry
         self._base_model = base_model
         self._kes = kes
-        self._in_flight = in_flight
-        self._composites = composites
+        self._letting_go = letting_go
+        self._fleet = fleet
         self._forgetting = asyncio.Lock()
 
     def all(self) -> list[KE]:
@@ -85,12 +85,11 @@ class KEKeeper:
                 _log.warning("deletion of a KE not completed", ke_id=ke.id, error=type(error).__name__)
 
     async def _forget(self, ke: KE) -> dict[str, int]:
-        # Any answer that is under way may have chosen it.
-        await self._in_flight.drain_all()
+        evicted = await self._letting_go.ke(ke.id)
+        await self._fleet.acknowledged([ke.id])
         async with self._forgetting:
-            evicted = await self._composites.evict_ke(ke)
             removed = await run_in_threadpool(self._registry.kes.purge, ke.id)
-        _log.info("KE deleted", ke_id=ke.id, evicted=[one.name for one in evicted])
+        _log.info("KE deleted", ke_id=ke.id, evicted=evicted.adapters)
         return removed
 
 

@@ -63,6 +63,12 @@ class Metrics:
         self._engine_up = Gauge("km_engine_up", "Whether the engine is running.", registry=self.registry)
         self._training = TrainingCollector()
         self.registry.register(self._training)
+        self._clock_skew = Gauge(
+            "km_clock_skew_seconds",
+            "How many seconds a clock is ahead of this machine's.",
+            ("of",),
+            registry=self.registry,
+        )
         self._jobs = Gauge("km_jobs", "Jobs by state.", ("state",), registry=self.registry)
 
     def request(self, method: str, route: str, status: int) -> None:
@@ -118,6 +124,12 @@ class Metrics:
         """Set how many requests were refused so far, and how often the engine was started again."""
         self._engine.refused = {"queue": queue, "timeout": timeout}
         self._engine.restarts = restarts
+
+    def clocks(self, skews: Mapping[str, float]) -> None:
+        """Set how many seconds other clocks are ahead of this machine's, by whose they are."""
+        self._clock_skew.clear()
+        for of, seconds in skews.items():
+            self._clock_skew.labels(of).set(seconds)
 
     def render(self) -> bytes:
         """Prometheus' text format."""

@@ -74,6 +74,8 @@ class Prefetching:
         # Counted as an answer is: a deletion that has begun waits for it, and after one nothing is loaded.
         with self._in_flight.answering(document_id):
             try:
+                if not await run_in_threadpool(self._registry.trainings, [document_id]):
+                    return False  # deleted; its KM's record stays until every gateway has let go of it
                 km = await run_in_threadpool(self._kms.of, document_id)
                 ke = await run_in_threadpool(self._kes.ahead)
                 if ke is not None and not make:

@@ -26,6 +26,8 @@ from server.engine.base import (
     UnsupportedRequestError,
 )
 from server.engine.guarded import CallerBusyError, EngineBusyError, RequestTimeoutError
+from server.fencing import FencedError
+from server.fleet import NotAcknowledgedError
 from server.retrieval.base import RetrievalUnavailableError
 from server.schemas import ErrorOut
 
@@ -82,6 +84,14 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     http.ClientGoneError: Problem(499, "invalid_request_error", "client_gone"),
     ClientDisconnect: Problem(499, "invalid_request_error", "client_gone", "The client went away."),
     EngineUnavailableError: Problem(503, "server_error", "engine_unavailable", headers=_RETRY),
+    FencedError: Problem(503, "server_error", "gateway_out_of_touch", headers=_RETRY),
+    NotAcknowledgedError: Problem(
+        503,
+        "server_error",
+        "deletion_pending",
+        "It is gone for everybody, but another gateway still has to let go of it; that goes on by itself.",
+        _RETRY,
+    ),
     # It was there when the request came; now it is as if it had never been.
     AdapterGoneError: Problem(404, "not_found_error", "not_found", _NOT_FOUND),
     AdapterLoadError: Problem(

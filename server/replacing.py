@@ -10,12 +10,14 @@ from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from km_registry.errors import ConflictError, StoreUnavailableError
+from km_registry.fleet_types import subjects_of
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import JobState, Superseded
 from server.composites import Composites
 from server.engine.base import EngineUnavailableError
-from server.in_flight import InFlight
+from server.fleet import Fleet, NotAcknowledgedError
+from server.letting_go import LettingGo
 from server.once import Once
 
 _log = structlog.get_logger(__name__)
@@ -28,6 +30,7 @@ PASSING = (
     ConflictError,
     OSError,
     StoreUnavailableError,
+    NotAcknowledgedError,
 )
 
 
@@ -41,13 +44,15 @@ class Replacements:
         self,
         registry: Registry,
         queue: JobQueue,
-        in_flight: InFlight,
         composites: Composites,
+        letting_go: LettingGo,
+        fleet: Fleet,
     ) -> None:
         self._registry = registry
         self._queue = queue
-        self._in_flight = in_flight
         self._composites = composites
+        self._letting_go = letting_go
+        self._fleet = fleet
         self._running: Once[str, None] = Once("replace")
 
     def begin(self, document_id: str) -> None:
@@ -85,15 +90,14 @@ class Replacements:
 
     async def _remove(self, gone: Superseded) -> None:
         await run_in_threadpool(self._stop_training, gone)
-        # Every answer that began with the former text or KM. Later ones find the newer.
-        await self._in_flight.drain(gone.document_id)
-        evicted = await self._composites.evict_kms(gone.kms)
+        await self._letting_go.superseded(gone)
+        await self._fleet.acknowledged(subjects_of(gone), gone.document_id)
         await run_in_threadpool(self._registry.purge_superseded, gone)
         _log.info(
             "superseded purged",
             document_id=gone.document_id,
             versions=list(gone.versions),
-            evicted=[one.name for one in evicted],
+            kms=[km.id for km in gone.kms],
         )
 
     def _stop_training(self, gone: Superseded) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from limits.storage import Storage
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from km_registry.base_model import BaseModel
@@ -24,6 +25,7 @@ from km_registry.types import KE, KM, Event
 from server.answering import Answerer
 from server.asked_notes import AskedNotes
 from server.chatting import Chatter
+from server.clocks import Clocks
 from server.completing import Completer
 from server.composites import Composites
 from server.config import ServerSettings
@@ -31,12 +33,14 @@ from server.deletion import Deletions
 from server.engine.base import Engine
 from server.engine.guarded import GuardedEngine
 from server.engine_keeper import EngineKeeper
+from server.fleet import Fleet
 from server.generating import Generating
 from server.in_flight import InFlight
 from server.intake.intake import Intake
 from server.ke_keeper import KEKeeper
 from server.kes import KEs
 from server.kms import KMs
+from server.letting_go import LettingGo
 from server.limiting import Limiter
 from server.metrics import Metrics
 from server.model_names import Models
@@ -56,6 +60,8 @@ class AppState:
     `load_embedder` is called once, in a thread, when retrieval is started or first needed; without one
     retrieval is off.
 
+    `clock_redis` is asked for the time; a private Redis, on this machine, need not be.
+
     `limit_storage` counts what keys and users ask for; without one this server counts for itself.
 
     `redis` is where events are announced; the MemoryNotifier that the registry was opened with will do.
@@ -71,10 +77,14 @@ class AppState:
     base_model: BaseModel
     load_embedder: Callable[[], Embedder] | None = None
     limit_storage: Storage | None = None
+    clock_redis: SyncRedis | None = None
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
     in_flight: InFlight = field(default_factory=InFlight)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    clocks: Clocks = field(init=False)
+    fleet: Fleet = field(init=False)
+    letting_go: LettingGo = field(init=False)
     guarded: GuardedEngine = field(init=False)
     engine_keeper: EngineKeeper = field(init=False)
     intake: Intake = field(init=False)
@@ -98,12 +108,19 @@ class AppState:
         self.revocations = Revocations(self.registry)
         self.limiter = Limiter(self.settings, self.limit_storage)
         kms = KMs(self.registry, self.base_model)
+        self.clocks = Clocks(self.registry, self.clock_redis)
+        self.fleet = Fleet(
+            self.registry.gateways,
+            engine=self.settings.engine,
+            base_fingerprint=self.base_model.fingerprint,
+        )
         # What answers; what evicts and asks how it is goes to the engine itself.
         self.guarded = GuardedEngine(
             self.engine,
             max_requests=self.settings.max_requests,
             max_requests_per_user=self.settings.max_requests_per_user,
             timeout_s=self.settings.request_timeout_s,
+            refuse=self.fleet.fence.check,
         )
         generating = Generating(
             self.guarded,
@@ -124,7 +141,6 @@ class AppState:
             self.metrics,
             self._held if self.registry.has_shared_store else None,
         )
-        self.ke_keeper = KEKeeper(self.registry, self.base_model, self.kes, self.in_flight, self.composites)
         self.retriever = Retriever(
             self.registry,
             self.load_embedder,
@@ -137,6 +153,10 @@ class AppState:
                 patience_s=self.settings.retrieval_patience_s,
             ),
         )
+        self.letting_go = LettingGo(
+            self.registry, self.fleet, self.in_flight, self.composites, self.retriever
+        )
+        self.ke_keeper = KEKeeper(self.registry, self.base_model, self.kes, self.letting_go, self.fleet)
         self.prefetching = Prefetching(
             self.registry, kms, self.kes, self.composites, self.engine, self.in_flight, self.settings
         )
@@ -155,14 +175,11 @@ class AppState:
         self.models = Models(self.registry, kms, self.kes, self.composites, self.in_flight)
         self.completer = Completer(self.models, generating, self.engine, self.tokenizer)
         self.chatter = Chatter(self.models, generating, self.engine, self.tokenizer, self.settings)
-        self.replacements = Replacements(self.registry, self.queue, self.in_flight, self.composites)
+        self.replacements = Replacements(
+            self.registry, self.queue, self.composites, self.letting_go, self.fleet
+        )
         self.deletions = Deletions(
-            self.registry,
-            self.queue,
-            self.in_flight,
-            self.replacements,
-            self.retriever,
-            self.composites,
+            self.registry, self.queue, self.replacements, self.retriever, self.letting_go, self.fleet
         )
         self.removing = Removing(self.registry, self.queue, self.replacements, self.deletions)
         self.recipe_limits = recipe_limits(

@@ -135,6 +135,7 @@ class Supervisor:
         tracing = await asyncio.to_thread(Tracing.to, self._settings.otlp_endpoint, "km-gateway")
         stack.push_async_callback(asyncio.to_thread, tracing.close)
         state = composition.make_state(self._settings, records, model, engine, tokenizer, tracing)
+        await self._join(state, records, stack)
         http = HttpServer(composition.make_app(state), self._listener)
         worker = self._make_worker(redis_url, model)
         stack.push_async_callback(_stop_front, http, worker)
@@ -198,6 +199,12 @@ class Supervisor:
             await engine.start()
             stage.detail = self._settings.engine
         return engine, tokenizer
+
+    async def _join(self, state: AppState, records: Records, stack: AsyncExitStack) -> None:
+        """Be counted among the gateways of the database before anything is served from it."""
+        if records.registry.gateways.may_have_others:
+            await state.fleet.join(records.home)
+            stack.push_async_callback(state.fleet.leave)
 
     def _start_retrieval(self, retriever: Retriever, stack: AsyncExitStack) -> None:
         """Load the embedder in the background: what needs no passages is served meanwhile."""

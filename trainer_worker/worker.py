@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -38,7 +39,9 @@ from km_registry.tracing import NO_SPAN, Span, Tracing
 from km_registry.types import Job
 from km_registry.workers import HEARTBEAT_S
 from trainer_worker.attempts import Attempts
+from trainer_worker.clock import WorkerClock
 from trainer_worker.config import TrainerSettings
+from trainer_worker.installation import check_installation
 
 _log = structlog.get_logger(__name__)
 
@@ -187,6 +190,16 @@ class KMWorker(Worker):
     on_ended: Callable[[str, str | None], None]
     #: Called with every heartbeat.
     on_heartbeat: Callable[[], None] = staticmethod(lambda: None)
+    #: Whether it takes no jobs now; asked before each.
+    is_held_back: Callable[[], bool] = staticmethod(lambda: False)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Wait here while no job may be taken, alive and idle."""
+        super().check_for_suspension(burst)
+        while not self._stop_requested and self.is_held_back():
+            self.set_state(WorkerStatus.SUSPENDED)
+            self.heartbeat()
+            time.sleep(5)  # a signal to stop ends it
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Say that the worker lives, whether it is idle or its child trains."""
@@ -255,8 +268,7 @@ def work(settings: TrainerSettings) -> None:
     redis = open_redis(_redis_url(settings))
     # Closed at once, since a connection must not be carried over a fork. The children and we open it faster
     # from here on: everything is imported, and the tables are up to date.
-    with Registry.open(settings) as registry:
-        pass
+    registry = check_installation(settings)
     worker = KMWorker(
         _queues(redis, settings.queues),
         name=f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}",
@@ -267,6 +279,7 @@ def work(settings: TrainerSettings) -> None:
         job_monitoring_interval=HEARTBEAT_S,
     )
     worker.grace_s = settings.shutdown_grace
+    worker.is_held_back = WorkerClock(registry, redis, lease_s=settings.lease_seconds).is_off
     if registry.has_shared_store:
         worker.on_heartbeat = partial(_sweep, registry)
     worker.on_ended = lambda run_id, crash: end_run(settings, redis, run_id, crash)

@@ -18,6 +18,7 @@ from km_registry.config import RegistrySettings
 from km_registry.errors import ConflictError
 from km_registry.events import NullNotifier
 from km_registry.store.database import Database
+from km_registry.store.installation import renew
 from km_registry.store.layout import Layout
 from km_registry.store.store import Store
 from km_registry.tables import DocumentVersionRow, JobRow, KERow, KMRow
@@ -74,7 +75,8 @@ def _put_in_place(settings: RegistrySettings, layout: Layout, stage: Path) -> No
     staged = Store.open(settings.model_copy(update=here), NullNotifier())
     with closing(staged.database):
         _queue_what_ran(staged)
-        _share(staged, open_artifacts(settings, layout), layout)
+        artifacts = open_artifacts(settings, layout)
+        _share(staged, artifacts, layout)
         for directory in (layout.documents, layout.kms, layout.kes):
             directory.rmdir()
             move_into_place(stage / directory.name, directory)
@@ -82,7 +84,9 @@ def _put_in_place(settings: RegistrySettings, layout: Layout, stage: Path) -> No
         if settings.database_url is not None:
             with closing(Database(settings.database_url)) as database:
                 copy_rows(staged.database, database)
+                renew(database, artifacts)
             return
+        renew(staged.database, artifacts)
     move_into_place(stage / RECORDS, layout.root / RECORDS)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Connection, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, func, make_url, select, text
 from sqlalchemy.orm import Session
 
 from km_registry.errors import ConflictError
@@ -103,6 +104,16 @@ class Database:
         """A session in one transaction: committed at the end, rolled back on any exception."""
         with Session(self._writer) as session, session.begin():
             yield session
+
+    def moment(self, session: Session) -> datetime:
+        """The present moment by the database's clock, in UTC. SQLite's is that of this machine.
+
+        What several machines compare is written and read by it: leases, heartbeats.
+        """
+        if self.is_sqlite:
+            return datetime.now(UTC)
+        moment: datetime = session.scalars(select(func.clock_timestamp())).one()
+        return moment.astimezone(UTC)
 
     def serialize(self, session: Session) -> None:
         """Let no other transaction that asks for the same run beside this one; SQLite has one writer."""

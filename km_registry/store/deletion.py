@@ -5,6 +5,7 @@ Each step can be repeated; a restart goes on with `pending`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -49,7 +50,8 @@ def purge(store: Store, document_id: str) -> dict[str, Any]:
         receipt = session.get(ReceiptRow, document_id)
         if receipt is not None:
             return receipt.purged
-        _tombstoned(session, document_id)
+        query = select(DocumentRow).where(DocumentRow.id == document_id)
+        _require_tombstoned(session.scalars(query).one_or_none(), document_id)
         jobs = session.scalars(select(JobRow.id).where(JobRow.document_id == document_id)).all()
         reserved = session.scalars(select(JobRow.km_id).where(JobRow.document_id == document_id)).all()
     composites, composite_bytes = forget_kms(
@@ -72,14 +74,27 @@ def purge(store: Store, document_id: str) -> dict[str, Any]:
     return purged
 
 
+def forget_copies(store: Store, document_id: str, km_ids: Collection[str], *, whole: bool) -> None:
+    """Remove what lies on this machine of KMs, or of the whole document, and is not where it is kept."""
+    forget_kms(store.layout.composites, set(km_ids))
+    if not store.artifacts.is_shared:
+        return
+    for km_id in km_ids:
+        purge_dir(store.layout.km_dir(km_id))
+    if whole:
+        purge_dir(store.layout.document_dir(document_id))
+        purge_dir(store.layout.passages_dir(document_id))
+
+
 def complete(store: Store, document_id: str, purged: dict[str, Any]) -> Receipt:
     """Write the receipt and forget the document; the receipt there is, when it was written before."""
     with store.transaction() as transaction:
         session = transaction.session
-        existing = session.get(ReceiptRow, document_id)
+        # Locked first: another gateway may be completing the same deletion.
+        document, existing = _locked(session, document_id), session.get(ReceiptRow, document_id)
         if existing is not None:
             return as_receipt(existing)
-        document = _tombstoned(session, document_id, lock=True)
+        document = _require_tombstoned(document, document_id)
         if document.sha256 or session.scalar(
             select(JobRow.id).where(JobRow.document_id == document_id).limit(1)
         ):
@@ -114,9 +129,12 @@ def pending(store: Store) -> list[Document]:
         return [as_document(row) for row in session.scalars(query)]
 
 
-def _tombstoned(session: Session, document_id: str, *, lock: bool = False) -> DocumentRow:
+def _locked(session: Session, document_id: str) -> DocumentRow | None:
     query = select(DocumentRow).where(DocumentRow.id == document_id)
-    row = session.scalars(query.with_for_update() if lock else query).one_or_none()
+    return session.scalars(query.with_for_update()).one_or_none()
+
+
+def _require_tombstoned(row: DocumentRow | None, document_id: str) -> DocumentRow:
     if row is None:
         raise NotFoundError
     if row.deleted_at is None:
@@ -127,7 +145,10 @@ def _tombstoned(session: Session, document_id: str, *, lock: bool = False) -> Do
 def _purge_rows(store: Store, document_id: str, files: dict[str, int]) -> dict[str, Any]:
     with store.transaction() as transaction:
         session = transaction.session
-        row = _tombstoned(session, document_id, lock=True)
+        found, completed = _locked(session, document_id), session.get(ReceiptRow, document_id)
+        if completed is not None:
+            return completed.purged  # by another gateway, meanwhile
+        row = _require_tombstoned(found, document_id)
         removed = dict(files)
         for name, table in _TABLES:
             statement = delete(table).where(table.document_id == document_id).returning(table.document_id)

@@ -146,12 +146,15 @@ def claim(store: Store, job_id: str, held_by: str | None) -> Job | None:
         job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one_or_none()
         if job is None or job.state != JobState.QUEUED:
             return None
-        if job.not_before is not None and timedelta(0) < job.not_before - now() <= LONGEST_WAIT:
+        if (
+            job.not_before is not None
+            and timedelta(0) < job.not_before - transaction.moment() <= LONGEST_WAIT
+        ):
             return None
         abandoned = job.km_id
         job.state, job.attempt, job.km_id = JobState.RUNNING, job.attempt + 1, new_id("km")
         job.held_by, job.error, job.not_before = held_by, None, None
-        job.started_at = job.heartbeat_at = now()
+        job.started_at, job.heartbeat_at = now(), transaction.moment()
         job.stage, job.step, job.total_steps = Stage.WAITING, 0, 0
         claimed = as_job(job)
     if abandoned is not None:
@@ -167,7 +170,7 @@ def fenced_update(transaction: Transaction, job_id: str, attempt: int, **values:
     statement = (
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING)
-        .values(heartbeat_at=now(), **values)
+        .values(heartbeat_at=transaction.moment(), **values)
         .returning(JobRow)
     )
     row = transaction.session.scalars(statement).one_or_none()
@@ -263,7 +266,8 @@ def put_stale_back(store: Store, stale_after: float) -> None:
 
 
 def _put_stale_back(store: Store, transaction: Transaction, stale_after: float) -> None:
-    present, lease = now(), timedelta(seconds=stale_after)
+    # By the clock of the database, by which heartbeats are written too.
+    present, lease = transaction.moment(), timedelta(seconds=stale_after)
     silent = or_(JobRow.heartbeat_at < present - lease, JobRow.heartbeat_at > present + abs(lease))
     stale = select(JobRow).where(JobRow.state == JobState.RUNNING, silent)
     # A row that somebody holds right now is being seen to; whoever waited for it could be waited for.

@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from km_registry.clocks import ahead_s
 from km_registry.store.store import Store, now
 from km_registry.tables import JobRow, KMRow
 from km_registry.types import JobState, Stage
@@ -28,6 +29,16 @@ class TrainingMeasures:
     mean_seconds: float | None
     mean_recovered: float | None
     kms: int
+
+
+def clock_ahead_s(store: Store) -> float:
+    """How many seconds the database's clock is ahead of this machine's; SQLite's is the same."""
+    if store.database.is_sqlite:
+        return 0.0
+    with store.database.reading() as session:
+        # Connected first: that takes time that is none of the clock's.
+        session.connection()
+        return ahead_s(lambda: store.database.moment(session).timestamp())
 
 
 def training(store: Store) -> TrainingMeasures:

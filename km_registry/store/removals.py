@@ -23,6 +23,7 @@ from km_registry.tables import (
     DocumentRow,
     DocumentVersionRow,
     EventRow,
+    EvictionRow,
     GrantRow,
     JobRow,
     KMRow,
@@ -149,9 +150,16 @@ def complete(store: Store, removal_id: str) -> Removal:
         if row is None:
             raise NotFoundError
         if row.completed_at is None:
-            row.purged = row.purged | _completed(store, session, row)
+            row.purged = row.purged | _completed(store, session, row) | _who_acknowledged(session, row)
             row.completed_at = now()
         return as_removal(row)
+
+
+def _who_acknowledged(session: Session, row: RemovalRow) -> dict[str, list[str]]:
+    """The gateways that let go of its KMs, where there are several."""
+    of_kms = select(EvictionRow.gateway_id).where(EvictionRow.subject.in_(row.km_ids)).distinct()
+    gateways = session.scalars(of_kms.order_by(EvictionRow.gateway_id)).all()
+    return {"engine_gateways": list(gateways)} if gateways else {}
 
 
 def _completed(store: Store, session: Session, row: RemovalRow) -> dict[str, int]:

@@ -9,20 +9,20 @@ from __future__ import annotations
 from sqlalchemy import select, update
 
 from km_registry.store.jobs import put_back_crashed
-from km_registry.store.store import Store, now
+from km_registry.store.store import Store
 from km_registry.tables import JobRow
 from km_registry.types import JobState, Run
 
 
 def beat(store: Store, run_id: str) -> set[tuple[str, int]]:
     """Say that the run is alive; the (job, attempt) pairs that it still owns."""
-    statement = (
-        update(JobRow)
-        .where(JobRow.held_by == run_id, JobRow.state == JobState.RUNNING)
-        .values(heartbeat_at=now())
-        .returning(JobRow.id, JobRow.attempt)
-    )
     with store.transaction() as transaction:
+        statement = (
+            update(JobRow)
+            .where(JobRow.held_by == run_id, JobRow.state == JobState.RUNNING)
+            .values(heartbeat_at=transaction.moment())
+            .returning(JobRow.id, JobRow.attempt)
+        )
         return {(job_id, attempt) for job_id, attempt in transaction.session.execute(statement)}
 
 

@@ -28,9 +28,17 @@ def now() -> datetime:
 class Transaction:
     """One transaction on the database, and the events that it will have made."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, database: Database) -> None:
         self.session = session
+        self._database = database
+        self._moment: datetime | None = None
         self.events: list[EventRow] = []
+
+    def moment(self) -> datetime:
+        """When the transaction runs, by the database's clock: for what machines compare."""
+        if self._moment is None:
+            self._moment = self._database.moment(self.session)
+        return self._moment
 
     def emit(self, document_id: str, job_id: str, kind: str, data: dict[str, Any] | None = None) -> None:
         """Append an event.
@@ -73,7 +81,7 @@ class Store:
     def transaction(self) -> Iterator[Transaction]:
         """Write; followers are woken only once it is committed."""
         with self.database.writing() as session:
-            transaction = Transaction(session)
+            transaction = Transaction(session, self.database)
             yield transaction
             session.flush()
             announced = [(event.document_id, event.id) for event in transaction.events]

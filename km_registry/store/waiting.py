@@ -6,16 +6,16 @@ What failed for a passing reason waits for its time before its turn, longer each
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, or_, select, true
+from sqlalchemy import ColumnElement, func, or_, select, true
 
 from km_registry.errors import ConflictError
 from km_registry.store import audit
 from km_registry.store.access import require
 from km_registry.store.jobs import LONGEST_WAIT, fenced_update, mark_failed, purge_work, storable
 from km_registry.store.rows import as_job
-from km_registry.store.store import Store, now
+from km_registry.store.store import Store
 from km_registry.tables import DocumentRow, JobRow
 from km_registry.types import DEFAULT_QUEUE, Action, Job, JobState, Principal, Priority
 
@@ -40,24 +40,21 @@ def waiting(store: Store, limit: int | None = None, queues: Collection[str] | No
     own_order = func.row_number().over(
         partition_by=DocumentRow.owner_id, order_by=(JobRow.priority.desc(), JobRow.sequence)
     )
-    # What waits for longer than any retry does was put off before the clock was set back.
-    far = JobRow.not_before > now() + LONGEST_WAIT
-    due = or_(JobRow.not_before.is_(None), JobRow.not_before <= now(), far)
     served = true() if queues is None else _QUEUE.in_(queues)
     turns = (
         select(JobRow.sequence, (own_order + func.coalesce(running.c.count, 0)).label("turn"))
         .join(DocumentRow, DocumentRow.id == JobRow.document_id)
         .outerjoin(running, running.c.owner_id == DocumentRow.owner_id)
-        .where(JobRow.state == JobState.QUEUED, due, served)
-        .subquery()
-    )
-    query = (
-        select(JobRow)
-        .join(turns, turns.c.sequence == JobRow.sequence)
-        .order_by(turns.c.turn, JobRow.sequence)
-        .limit(limit)
+        .where(JobRow.state == JobState.QUEUED, served)
     )
     with store.database.reading() as session:
+        due = turns.where(_due(store.database.moment(session))).subquery()
+        query = (
+            select(JobRow)
+            .join(due, due.c.sequence == JobRow.sequence)
+            .order_by(due.c.turn, JobRow.sequence)
+            .limit(limit)
+        )
         return [as_job(row) for row in session.scalars(query)]
 
 
@@ -68,6 +65,12 @@ def by_queue(store: Store) -> Mapping[str, int]:
     query = select(queues.c.name, func.count()).group_by(queues.c.name)
     with store.database.reading() as session:
         return dict(session.execute(query).all())
+
+
+def _due(moment: datetime) -> ColumnElement[bool]:
+    # What waits for longer than any retry does was put off before the clock was set back.
+    far = JobRow.not_before > moment + LONGEST_WAIT
+    return or_(JobRow.not_before.is_(None), JobRow.not_before <= moment, far)
 
 
 def prioritise(store: Store, principal: Principal, document_id: str, priority: Priority) -> Job:
@@ -98,7 +101,7 @@ def put_off(store: Store, job_id: str, attempt: int, reason: str, keep: Collecti
             return as_job(row)
         wait = min(timedelta(seconds=settings.retry_seconds) * 2**row.retries, LONGEST_WAIT)
         row.state, row.held_by, row.error = JobState.QUEUED, None, storable(reason)
-        row.retries, row.not_before = row.retries + 1, now() + wait
+        row.retries, row.not_before = row.retries + 1, transaction.moment() + wait
         told = {"attempt": attempt, "reason": row.error, "not_before": row.not_before.isoformat()}
         transaction.emit(row.document_id, job_id, "queued", told)
         # While the row is held: no other attempt can have begun.

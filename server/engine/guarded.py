@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 from server.engine.base import (
@@ -45,13 +45,23 @@ class RequestTimeoutError(EngineUnavailableError):
 class GuardedEngine:
     """Implements server.engine.base.Engine over another one, whose life it leaves alone.
 
+    `refuse` raises EngineUnavailableError while nothing may be answered from documents: it is asked before a
+    request that rests on one is let in, and before each piece of its answer is let out.
+
     Synthetic text is neither counted nor timed: it runs behind users' requests, and the trainer bounds it.
     """
 
     def __init__(
-        self, engine: Engine, *, max_requests: int, max_requests_per_user: int, timeout_s: float
+        self,
+        engine: Engine,
+        *,
+        max_requests: int,
+        max_requests_per_user: int,
+        timeout_s: float,
+        refuse: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
+        self._refuse = refuse
         self._max_requests = max_requests
         self._max_per_user = max_requests_per_user
         self._timeout_s = timeout_s
@@ -71,7 +81,9 @@ class GuardedEngine:
         """Run one request to its end. Raises EngineBusyError and RequestTimeoutError too."""
         with self._admitted(request) as deadline, self._timed():
             async with asyncio.timeout_at(deadline):
-                return await self._engine.generate(request)
+                found = await self._engine.generate(request)
+            self._refuse_when_closed(request)
+            return found
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Run one request, piece by piece. Raises like `generate`."""
@@ -79,6 +91,7 @@ class GuardedEngine:
             async with aclosing(self._engine.stream(request)) as stream:
                 # Not one timeout around all: whoever reads may do so in several tasks.
                 while (delta := await self._next(stream, deadline)) is not None:
+                    self._refuse_when_closed(request)
                     yield delta
 
     async def prefetch(self, adapter: Adapter) -> bool:
@@ -122,6 +135,7 @@ class GuardedEngine:
     @contextmanager
     def _admitted(self, request: GenerationRequest) -> Iterator[float | None]:
         """Counts a user's request while the block runs; yields the loop's time at which it must be over."""
+        self._refuse_when_closed(request)
         if request.priority > PRIORITY_USER:
             yield None
             return
@@ -135,6 +149,11 @@ class GuardedEngine:
             self.in_flight -= 1
             self._of_caller -= Counter([request.caller])  # drops those that are at nought
             self._mean_s += _NEWEST * (time.perf_counter() - began - self._mean_s)
+
+    def _refuse_when_closed(self, request: GenerationRequest) -> None:
+        claim = request.claim
+        if request.adapter is not None or (claim is not None and claim.document_id is not None):
+            self._refuse()
 
     def _refuse_when_full(self, caller: str | None) -> None:
         if self.in_flight >= self._max_requests:

@@ -45,6 +45,11 @@ class IndexCache:
         return len(keys)
 
     @property
+    def documents(self) -> frozenset[str]:
+        """Whose indexes are kept."""
+        return frozenset(key.document_id for key in self._indexes)
+
+    @property
     def nbytes(self) -> int:
         """Memory that all take together."""
         return sum(index.nbytes for index in self._indexes.values())

@@ -132,6 +132,12 @@ class Retriever:
         await _stopped([*begun, *making])
         self._cache.drop(document_id)
 
+    @property
+    def documents(self) -> frozenset[str]:
+        """Of which documents something is in memory, or being made."""
+        making = {key.document_id for key in self._making}
+        return self._cache.documents | making | frozenset(self._begun.values())
+
     async def settled(self) -> None:
         """Wait until nothing is being made any more."""
         while tasks := [*self._begun, *self._making.values()]:

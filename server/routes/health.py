@@ -39,23 +39,26 @@ async def healthz() -> Alive:
     responses={503: {"model": Readiness, "description": "Something is missing"}},
 )
 async def readyz(response: Response, state: State) -> Readiness:
-    """Open to everybody. 503 names what is missing: engine, redis, registry; or the server is stopping.
+    """Open to everybody. 503 names what is missing: engine, redis, registry, touch with the other gateways;
+    or the server is stopping.
 
     Retrieval is told apart: without it the server is ready.
     """
     parts = {"engine": state.engine.check(), "redis": _redis(state), "registry": _registry(state)}
     there = await asyncio.gather(*(_there(part) for part in parts.values()))
     missing = [name for name, found in zip(parts, there, strict=True) if not found]
+    if not state.fleet.fence.is_open:
+        missing.append("touch with the other gateways")
     if state.closing.is_set():
         missing.append("the server is stopping")
     if missing:
         response.status_code = 503
-    reasons = (state.engine_keeper.reason, state.retriever.reason)
+    reasons = (state.engine_keeper.reason, state.retriever.reason, state.fleet.warning)
     return Readiness(
         ready=not missing,
         missing=missing,
         retrieval=state.retriever.state,
-        notes=[reason for reason in reasons if reason is not None],
+        notes=[*(reason for reason in reasons if reason is not None), *state.clocks.warnings],
     )
 
 
@@ -76,6 +79,7 @@ async def metrics(_: AdminDep, state: State) -> Response:
         timeout=state.guarded.timed_out,
         restarts=state.engine_keeper.restarts,
     )
+    state.metrics.clocks(state.clocks.skews)
     measured = await run_in_threadpool(state.registry.training_measures)
     entries, workers = await run_in_threadpool(_queued, state)
     state.metrics.training(measured, entries, workers)

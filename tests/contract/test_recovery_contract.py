@@ -11,6 +11,7 @@ from km_registry.config import RegistrySettings
 from km_registry.doctor import examination
 from km_registry.events import NullNotifier
 from km_registry.registry import Registry
+from km_registry.store.database import Database
 from km_registry.store.store import Store
 from km_registry.types import Document, Job, JobState, Principal
 from tests.contract.support import claimed, files_below, publish
@@ -94,10 +95,10 @@ class TestClocksThatAreSet:
     @pytest.fixture
     def set_clock(self, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         def to(**ahead: float) -> None:
-            for module in ("jobs", "runs", "waiting", "publishing"):
-                monkeypatch.setattr(
-                    f"km_registry.store.{module}.now", lambda: datetime.now(UTC) + timedelta(**ahead)
-                )
+            later = timedelta(**ahead)
+            monkeypatch.setattr(Database, "moment", lambda *_: datetime.now(UTC) + later)
+            for module in ("jobs", "publishing"):
+                monkeypatch.setattr(f"km_registry.store.{module}.now", lambda: datetime.now(UTC) + later)
 
         return to
 
@@ -119,6 +120,26 @@ class TestClocksThatAreSet:
         assert job is not None
         set_clock(hours=hours)
         assert registry.beat("run") == {(job.id, 1)}
+        assert registry.unfinished_jobs() == []
+        assert registry.job(job.id).state is JobState.RUNNING
+
+    @pytest.mark.parametrize("hours", [-48, 48])
+    def test_a_worker_on_a_machine_whose_clock_is_wrong_keeps_its_job(
+        self,
+        registry: Registry,
+        kaldvik: tuple[Document, Job],
+        monkeypatch: pytest.MonkeyPatch,
+        hours: int,
+    ) -> None:
+        """Its own clock has no part in it: heartbeats are by the database's."""
+        with monkeypatch.context() as patch:
+            later = timedelta(hours=hours)
+            for module in ("jobs", "store"):
+                patch.setattr(f"km_registry.store.{module}.now", lambda: datetime.now(UTC) + later)
+            job = registry.claim(kaldvik[1].id, run_id="run")
+            assert job is not None
+            assert registry.unfinished_jobs() == []
+            assert registry.beat("run") == {(job.id, 1)}
         assert registry.unfinished_jobs() == []
         assert registry.job(job.id).state is JobState.RUNNING
 

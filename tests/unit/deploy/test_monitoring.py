@@ -32,6 +32,7 @@ def told() -> dict[str, set[str]]:
     metrics.training(TrainingMeasures(0.0, {}, 1.0, 1.0, 0), 0)
     metrics.refused(queue=0, timeout=0, restarts=0)
     metrics.kept(0, {})
+    metrics.clocks({"database": 0.0})
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:

@@ -52,6 +52,18 @@ async def test_nothing_is_loaded_of_what_is_deleted(
     assert engine.resident == {}
 
 
+async def test_nor_of_what_is_closed_and_not_purged_yet(
+    ada: Someone, registry: Registry, engine: ScriptedEngine, state: AppState
+) -> None:
+    """Another gateway may still have to let go of it."""
+    document_id = await ada.upload()
+    train(registry, document_id, ada.principal)
+    registry.tombstone(ada.principal, document_id)
+    state.prefetching.opened(document_id)
+    await state.prefetching.settled()
+    assert engine.resident == {}
+
+
 async def test_an_engine_that_is_away_is_no_error(
     ada: Someone, registry: Registry, engine: ScriptedEngine, state: AppState
 ) -> None:

@@ -173,7 +173,7 @@ async def test_answers_of_the_former_km_are_finished_before_it_is_evicted(
     await asyncio.wait_for(engine.until_asked(1), 10)
     train(registry, document_id, ada.principal)
     resuming = asyncio.create_task(state.replacements.resume())
-    while state.in_flight:  # until they are waited for
+    while not state.in_flight.waited_for:
         await ada.http.get(f"/documents/{document_id}")
     assert engine.evicted == []
     assert is_there(old)

@@ -24,6 +24,12 @@ def test_a_session_ends_by_itself() -> None:
     assert SESSIONS.key_id(value, now=NOW + LIFETIME_S) is None
 
 
+def test_another_servers_clock_may_be_a_little_ahead() -> None:
+    value = SESSIONS.begin("key_a", now=NOW)
+    assert SESSIONS.key_id(value, now=NOW - 60) == "key_a"
+    assert SESSIONS.key_id(value, now=NOW - 3600) is None
+
+
 def test_two_sessions_by_one_key_differ() -> None:
     assert SESSIONS.begin("key_a", now=NOW) != SESSIONS.begin("key_a", now=NOW)
 
