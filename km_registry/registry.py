@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from km_registry.config import RegistrySettings
+from km_registry.doctor.store_sweeping import StoreSweeper
 from km_registry.doctor.sweeping import Sweeper
 from km_registry.events import Notifier, NullNotifier
 from km_registry.gateways import Gateways
@@ -23,6 +24,7 @@ from km_registry.removing import Removals
 from km_registry.store import (
     deletion,
     documents,
+    handover,
     holding,
     jobs,
     keys,
@@ -71,6 +73,7 @@ class Registry:
         #: The gateways that serve from this database.
         self.gateways = Gateways(store)
         self._sweeper = Sweeper(store)
+        self._store_sweeper = StoreSweeper(store)
 
     @classmethod
     def open(cls, settings: RegistrySettings, notifier: Notifier | None = None) -> Self:
@@ -319,10 +322,11 @@ class Registry:
         """
         jobs.fail(self._store, job_id, attempt, error, keep)
 
-    def put_off(self, job_id: str, attempt: int, reason: str, *, keep: Collection[str] = ()) -> Job:
+    def put_off(self, job_id: str, attempt: int, reason: str, *, keep: Collection[str] | None = ()) -> Job:
         """Have the job tried again later, since the reason may pass; the wait doubles each time.
 
-        Its work directory is purged but for the entries named in `keep`, which the next attempt gets.
+        Its work directory is purged but for the entries named in `keep` (None: all), which the next attempt
+        gets.
         After as many tries as the setting `retries` allows it fails, as by `fail`.
         """
         return waiting.put_off(self._store, job_id, attempt, reason, keep)
@@ -330,6 +334,21 @@ class Registry:
     def release(self, job_id: str, attempt: int) -> None:
         """Put the job back into the queued state, for another attempt."""
         jobs.release(self._store, job_id, attempt)
+
+    def hand_over(self, job: Job, data: bytes) -> None:
+        """Have the job's next attempt find `data`, on whichever machine it runs, in place of what was handed
+        over before. It is gone once the job has ended. Does nothing where machines share no store.
+
+        StaleAttemptError when the attempt no longer owns the job, StoreUnavailableError.
+        """
+        handover.hand_over(self._store, job, data)
+
+    def handed_over(self, job: Job, *, after: int = 0) -> bytes | None:
+        """The newest that the job's attempts after that one have handed over, and that is undamaged.
+
+        StoreUnavailableError.
+        """
+        return handover.handed_over(self._store, job, after)
 
     def publish(self, job_id: str, attempt: int, staged: Path, metrics: dict[str, Any]) -> KM:
         """Verify a staged KM, move it into place and end the job, all or nothing.
@@ -428,6 +447,12 @@ class Registry:
     def clock_ahead_s(self) -> float:
         """How many seconds the database's clock is ahead of this machine's."""
         return measures.clock_ahead_s(self._store)
+
+    def sweep_store(self) -> int:
+        """Remove from the shared store what came there after its training had ended or its document was
+        deleted, by a worker that was killed or had lost its job; how much. For gateways; call it every few
+        seconds. StoreUnavailableError."""
+        return self._store_sweeper.sweep()
 
     def events_after(self, document_id: str, event_id: int = 0) -> list[Event]:
         """The document's events after that one, oldest first."""

@@ -142,15 +142,18 @@ async def keep_audit(registry: Registry, days: int, *, every_s: float = PRUNE_EV
 
 
 async def keep_swept(registry: Registry, *, every_s: float = CHECK_EVERY_S) -> None:
-    """Remove the copies of what another machine deleted."""
+    """Remove the copies of what another machine deleted, and what came into the shared store too late."""
     while True:
         try:
             removed = await asyncio.to_thread(registry.sweep)
-        except (SQLAlchemyError, OSError) as error:
-            _log.warning("copies not swept; will try again", error=type(error).__name__)
+            late = await asyncio.to_thread(registry.sweep_store)
+        except (SQLAlchemyError, OSError, StoreUnavailableError) as error:
+            _log.warning("not swept; will try again", error=type(error).__name__)
         else:
             if removed:
                 _log.info("copies of deleted documents removed", count=removed)
+            if late:
+                _log.info("removed from the store what came too late", count=late)
         await asyncio.sleep(every_s)
 
 

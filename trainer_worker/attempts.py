@@ -19,7 +19,7 @@ from km_registry.errors import KMError, NotFoundError, StaleAttemptError, StoreU
 from km_registry.registry import Registry
 from km_registry.tracing import NO_SPAN, Span
 from km_registry.types import Job
-from trainer_worker.traces import AttemptTrace
+from trainer_worker.attempt import Attempt
 
 _log = structlog.get_logger(__name__)
 
@@ -28,70 +28,6 @@ HEARTBEAT_S = 0.5
 _LOOK_AT = 16
 #: What is full or away may not be so later.
 _PASSING = (OSError, OperationalError, StoreUnavailableError)
-
-
-class Attempt:
-    """One claimed job, as the process that trains it sees it. Thread-safe."""
-
-    def __init__(self, job: Job, span: Span = NO_SPAN) -> None:
-        self.job = job
-        self.trace = AttemptTrace(span)
-        self._lost = threading.Event()
-        self._files = threading.Lock()
-        self._when_lost: list[Callable[[], None]] = []
-
-    def check(self) -> None:
-        """Go on only while the job is ours.
-
-        Raises:
-            StaleAttemptError: it was taken away.
-        """
-        if self._lost.is_set():
-            raise StaleAttemptError(
-                f"attempt {self.job.attempt} no longer owns job {self.job.id}; stop working on it"
-            )
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Where files of the job may be made. Keep it short: whoever deletes the document waits for its end.
-
-        Raises:
-            StaleAttemptError: the job was taken away; its files may be purged by now.
-        """
-        with self._files:
-            self.check()
-            yield
-
-    @contextmanager
-    def when_lost(self, act: Callable[[], None]) -> Iterator[None]:
-        """Within it `act` is called, by another thread, as soon as the job is taken away."""
-        self._when_lost.append(act)
-        try:
-            self.check()
-            yield
-        finally:
-            self._when_lost.remove(act)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the job was taken away."""
-        return self._lost.is_set()
-
-    def hang_up(self) -> None:
-        """End what the job's threads wait for: nobody waits for them any more."""
-        for act in list(self._when_lost):
-            act()
-
-    def lose(self) -> bool:
-        """The job was taken away. Whether no file of it is being written, so that it can be let go of."""
-        if not self._lost.is_set():
-            self._lost.set()
-            self.hang_up()
-        # The lock is only tried: other jobs' hearts must go on beating.
-        if not self._files.acquire(blocking=False):
-            return False
-        self._files.release()
-        return True
 
 
 class Attempts:
@@ -114,6 +50,8 @@ class Attempts:
         self._queues = queues
         self._lock = threading.Lock()
         self._held: dict[str, Attempt] = {}
+        #: Taken away and ended, but something of them is still being sent.
+        self._leaving: set[Attempt] = set()
         self._done = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -224,8 +162,10 @@ class Attempts:
         if not isinstance(error, _PASSING):
             self.fail(attempt, reason_of(error), keep=keep)
             return
+        # Where the store is away nothing on this machine is in the way, and it all cost much to make.
+        kept = None if isinstance(error, StoreUnavailableError) else keep
         try:
-            self._registry.put_off(attempt.job.id, attempt.job.attempt, reason_of(error), keep=keep)
+            self._registry.put_off(attempt.job.id, attempt.job.attempt, reason_of(error), keep=kept)
         except (StaleAttemptError, NotFoundError):
             self._taken_away(attempt)
         else:
@@ -250,6 +190,10 @@ class Attempts:
                 del self._held[attempt.job.id]
 
     def _let_go(self, attempt: Attempt) -> None:
+        if not attempt.lose():
+            self._leaving.add(attempt)
+            return
+        self._leaving.discard(attempt)
         self._registry.let_go(self._run_id, attempt.job.id, attempt.job.attempt)
 
     # --- the heart -----------------------------------------------------------------------------------------
@@ -279,6 +223,8 @@ class Attempts:
         for attempt in held:
             if (attempt.job.id, attempt.job.attempt) not in owned and attempt.lose():
                 self._let_go(attempt)
+        for attempt in list(self._leaving):
+            self._let_go(attempt)
 
 
 def reason_of(error: Exception) -> str:

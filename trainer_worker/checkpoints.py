@@ -23,7 +23,8 @@ from trainer_worker.targets import raw
 _log = structlog.get_logger(__name__)
 
 _FORMAT = 1
-_NAME = "checkpoint.safetensors"
+#: The file's name in its directory.
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Checkpoints:
         data = save(tensors, metadata={"run": json.dumps(header)})
         try:
             with self.writing():
-                atomic_write(self.directory / _NAME, data)
+                atomic_write(self.directory / CHECKPOINT, data)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -64,7 +65,7 @@ class Checkpoints:
 
     def load(self) -> Checkpoint | None:
         """The checkpoint; None when there is none, it is damaged, or it is another run's."""
-        path = self.directory / _NAME
+        path = self.directory / CHECKPOINT
         if not path.exists():
             return None
         try:

@@ -13,7 +13,9 @@ from typing import Any
 from km_registry.errors import NotFoundError
 from km_registry.recipe import Recipe, RecipeError
 from km_registry.types import KM, Job, Stage
-from trainer_worker.attempts import Attempt, Attempts
+from trainer_worker.attempt import Attempt
+from trainer_worker.attempts import Attempts
+from trainer_worker.checkpoints import CHECKPOINT
 from trainer_worker.lora import Slot, open_slot
 from trainer_worker.memory import Memory
 from trainer_worker.pairs import pairs_of
@@ -28,7 +30,7 @@ from trainer_worker.workshop import Workshop
 #: Seconds between two looks at the queue.
 _LOOK_S = 1.0
 #: Of a training that failed by its own numbers a retry may want to see the last good step.
-_KEPT = ("checkpoint.safetensors",)
+_KEPT = (CHECKPOINT,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Group:
             warm = warm_start(self._shop, material, slot)
             pairs = pairs_of([*material.examples.fit, *material.examples.heldout], store)
             fit = len(material.examples.fit)
+            directory = self._work_dir(attempt)
             run = Run(
                 slot=slot,
                 pairs=pairs[:fit],
@@ -151,9 +154,10 @@ class Group:
                 steps=material.steps,
                 on_step=lambda step, loss: material.report.step(step, loss=round(loss, 4)),
                 on_evaluation=lambda found: material.report.evaluation(found.step, found.recovered),
+                on_checkpoint=lambda: self._shop.handover.note(attempt, directory),
                 check=attempt.check,
                 writing=attempt.writing,
-                directory=self._work_dir(attempt),
+                directory=directory,
                 context=f"{self._shop.context} {warm.digest if warm else ''}",
             )
             material.report.stage(Stage.TRAINING, material.steps)

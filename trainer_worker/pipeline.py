@@ -16,6 +16,7 @@ from km_registry.registry import Registry
 from trainer_worker.attempts import Attempts, reason_of
 from trainer_worker.config import TrainerSettings
 from trainer_worker.group import Group
+from trainer_worker.handover import Handover
 from trainer_worker.memory import Memory, free_bytes
 from trainer_worker.preparation import Preparation, prepare
 from trainer_worker.train import train
@@ -37,8 +38,8 @@ def train_kms(
     Each attempt ends on its own: published, failed with a reason in its row, or dropped because its job was
     taken away. Returns once none is held any more.
     """
-    with _shared_trouble(attempts):
-        shop = Workshop.open(settings, registry=registry)
+    with _shared_trouble(attempts), Handover.by(settings, registry) as handover:
+        shop = Workshop.open(settings, registry=registry, handover=handover)
         memory = Memory.of(shop.base.path, settings, free_bytes=free_bytes(shop.device))
         with (
             Preparation(lambda attempt: prepare(shop, attempt)) as preparation,

@@ -15,9 +15,10 @@ from km_registry.chunking import chunks
 from km_registry.errors import KMError
 from km_registry.recipe import Recipe
 from km_registry.types import Document, Stage
-from trainer_worker.attempts import Attempt
+from trainer_worker.attempt import Attempt
 from trainer_worker.examples import Sample, Source
 from trainer_worker.generator import Generator, GeneratorClosedError
+from trainer_worker.handover import JOURNAL, take_over
 from trainer_worker.hanging_up import HangingUp
 from trainer_worker.objectives import ExampleSet, example_set, kinds_for
 from trainer_worker.progress import Reporter
@@ -47,9 +48,11 @@ def prepare(shop: Workshop, attempt: Attempt) -> Material:
 
     Raises:
         StaleAttemptError: the job was taken away.
+        StoreUnavailableError: what an earlier attempt has done may be there only.
         KMError: nothing can be made of the document by its recipe.
     """
     job_id = attempt.job.id
+    take_over(shop.registry, attempt)
     report = Reporter(shop.registry, attempt)
     recipe = shop.recipe(job_id)
     document = shop.registry.document_of(job_id)
@@ -93,7 +96,13 @@ def synthesise(
     # Only the base model's chat format is known; a named generator is another model.
     own = shop.tokenizer if recipe.generator is None else None
     with attempt.writing():
-        journal = shop.registry.work_dir(attempt.job.id) / "synthesis.jsonl"
+        journal = shop.registry.work_dir(attempt.job.id) / JOURNAL
+
+    def on_progress(done: int, of: int) -> None:
+        report.step(done, texts=of)
+        if done:
+            shop.handover.note(attempt, journal.parent)
+
     with (
         Generator(
             shop.settings.generator(recipe.generator),
@@ -110,7 +119,7 @@ def synthesise(
             recipe,
             kinds_for(recipe),
             generator,
-            lambda done, of: report.step(done, texts=of),
+            on_progress,
             journal,
             attempt.writing,
         ).run()

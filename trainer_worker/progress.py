@@ -6,7 +6,7 @@ import time
 
 from km_registry.registry import Registry
 from km_registry.types import Stage
-from trainer_worker.attempts import Attempt
+from trainer_worker.attempt import Attempt
 
 #: Least seconds between two events of one stage.
 _INTERVAL_S = 0.5

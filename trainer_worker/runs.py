@@ -50,9 +50,10 @@ class Run:
 
     `on_step` gets every step and its smoothed loss, `on_evaluation` every look at the held-out pairs; `check`
     is called before every forward pass the run takes part in. A KMError that any of them raises ends this run
-    alone. With a `directory` the run leaves checkpoints there and goes on from one it finds, if it was
-    written for the same pairs, recipe, steps, slot and `context` (whatever else decides the result: the base
-    model's fingerprint, the KM a warm start came from). Files are made within `writing`, which may raise too.
+    alone. With a `directory` the run leaves checkpoints there, tells `on_checkpoint` of each, and goes on
+    from one it finds, if it was written for the same pairs, recipe, steps, slot and `context` (whatever else
+    decides the result: the base model's fingerprint, the KM a warm start came from). Files are made within
+    `writing`, which may raise too.
     """
 
     slot: Slot
@@ -62,6 +63,7 @@ class Run:
     steps: int
     on_step: Callable[[int, float], None] = lambda _step, _loss: None
     on_evaluation: Callable[[Evaluation], None] = lambda _evaluation: None
+    on_checkpoint: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None
     directory: Path | None = None
     writing: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -189,6 +191,7 @@ class RunState:
         }
         self._checkpoints.save(Checkpoint(tensors, fields))
         self._saved_step = self.step
+        self.run.on_checkpoint()
 
     def _take_over(self, found: Checkpoint) -> None:
         fields = found.fields

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from km_registry.limits import recipe_limits
 from km_registry.recipe import Recipe, parse_recipe
 from km_registry.registry import Registry
+from trainer_worker.handover import Handover
 from trainer_worker.resident import Resident
 
 
@@ -19,9 +20,13 @@ def preload() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Workshop(Resident):
-    """Where documents are trained: `Workshop.open(settings, registry=…)`. May be shared by threads."""
+    """Where documents are trained: `Workshop.open(settings, registry=…, handover=…)`.
+
+    May be shared by threads.
+    """
 
     registry: Registry
+    handover: Handover
 
     def recipe(self, job_id: str) -> Recipe:
         """The job's recipe, held once more to what is possible here and now.

@@ -6,6 +6,7 @@ Credentials, regions and endpoints come from the variables that each provider's 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ _RETRY: dict[str, Any] = {
     },
 }
 _AT_ONCE = 8 * 2**20
+#: How a mounted directory names what is being written; its own lists leave that out.
+_UNFINISHED = re.compile(r"#\d+$")
 
 
 class Objects:
@@ -44,6 +47,9 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        parts = urlsplit(url)
+        #: Where it is mounted, if it is a directory.
+        self._directory = Path(unquote(parts.path)) if parts.scheme == "file" else None
         self._lock = threading.Lock()
         self._opened: ObjectStore | None = None
 
@@ -81,13 +87,15 @@ class Objects:
             self._require_container()
             raise
 
-    def below(self, prefix: str) -> dict[str, int]:
-        """The keys below one, each with its size in bytes."""
+    def below(self, prefix: str, *, unfinished: bool = False) -> dict[str, int]:
+        """The keys below one, each with its size in bytes. With `unfinished` also what is being written, or
+        was when its writer was killed."""
         import obstore
 
         with _told("list"):
             chunks = obstore.list(self._store(), prefix)
-            return {one["path"]: one["size"] for chunk in chunks for one in chunk}
+            found = {one["path"]: one["size"] for chunk in chunks for one in chunk}
+            return found | self._unfinished(prefix) if unfinished else found
 
     def names(self, prefix: str) -> list[str]:
         """The next parts of the keys below one, each once."""
@@ -105,7 +113,21 @@ class Objects:
         for key in keys:
             # One by one: some stores stop a list at the first that is gone already.
             with suppress(FileNotFoundError), _told("delete"):
-                obstore.delete(self._store(), key)
+                if self._directory is not None and _UNFINISHED.search(key):
+                    _unlink(self._directory / key, self._directory)
+                else:
+                    obstore.delete(self._store(), key)
+
+    def _unfinished(self, prefix: str) -> dict[str, int]:
+        if self._directory is None:
+            return {}  # what is not whole is nowhere
+        found = {}
+        # Directories that go meanwhile are passed by.
+        for directory, _, names in os.walk(self._directory / prefix):
+            for path in (Path(directory, name) for name in names if _UNFINISHED.search(name)):
+                with suppress(FileNotFoundError):
+                    found[str(path.relative_to(self._directory))] = path.stat().st_size
+        return found
 
     def _require_container(self) -> None:
         """A bucket that is not there says the same as an object that is not there, but for its lists."""
@@ -133,6 +155,16 @@ def _open(url: str) -> ObjectStore:
     options = _CLIENT | {"allow_http": os.environ.get(plain, "").lower() in ("1", "true", "yes")}
     opened: ObjectStore = from_url(url, client_options=options, retry_config=_RETRY)  # type: ignore[call-overload]
     return opened
+
+
+def _unlink(path: Path, root: Path) -> None:
+    """Remove the file, and the directories above it that are empty then."""
+    path.unlink()
+    for parent in list(path.relative_to(root).parents)[:-1]:
+        try:
+            (root / parent).rmdir()
+        except OSError:
+            return  # another file is in it
 
 
 @contextmanager

@@ -98,14 +98,14 @@ class SharedStore:
     def forget(self, key: str) -> Forgotten:
         """See ArtifactStore."""
         removed = self._remove_shared(key)
-        if left := self.objects.below(key):
+        if left := self.objects.below(key, unfinished=True):
             raise StoreUnavailableError(
                 f"The store of artifacts still has {len(left)} objects that were removed."
             )
         return removed
 
     def _remove_shared(self, key: str) -> Forgotten:
-        found = self.objects.below(key)
+        found = self.objects.below(key, unfinished=True)
         # The manifest first: from then on nobody begins to read what is half gone.
         self.objects.delete(sorted(found, key=lambda one: not one.endswith(f"/{MANIFEST}")))
         if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from km_registry.artifact_store.shared import SharedStore
 from km_registry.artifacts import MANIFEST, digest, verify, verify_ke
 from km_registry.doctor.artifacts import trained_anew
 from km_registry.doctor.findings import Finding
+from km_registry.doctor.store_sweeping import of_nothing
 from km_registry.errors import ArtifactError, StoreUnavailableError
 from km_registry.store.layout import DOCUMENTS, KES, Layout
 from km_registry.store.rows import as_km
@@ -53,10 +54,11 @@ def objects(store: Store) -> Iterator[Finding]:
         return
     try:
         # Listed before the rows are read: what comes in between has its row by then.
-        present = shared.objects.below(DOCUMENTS) | shared.objects.below(KES)
+        present = shared.objects.below(DOCUMENTS, unfinished=True) | shared.objects.below(KES)
         named = _Named(store)
         yield from _missing(store, shared, named, present)
         yield from _strays(shared, named, present)
+        yield from _leftovers(store, shared, present)
     except StoreUnavailableError as error:
         problem, _, remedy = str(error).partition(". ")
         yield Finding("KM_STORE_URL", problem, remedy)
@@ -137,6 +139,19 @@ def _strays(shared: SharedStore, named: _Named, present: Mapping[str, int]) -> I
                 "the store has nothing that this database knows",
                 "correct KM_STORE_URL or KM_DATABASE_URL: one prefix is for one database",
             )
+
+
+def _leftovers(store: Store, shared: SharedStore, present: Iterable[str]) -> Iterator[Finding]:
+    with store.database.reading() as session:
+        late = of_nothing(session, present)
+    # What was left together is removed together.
+    for home in sorted({key.rpartition("/")[0] for key in late}):
+        yield Finding(
+            f"{home} in the store",
+            "it is left of a training that has ended",
+            "it will be removed",
+            partial(shared.forget, home),
+        )
 
 
 def _text_problem(path: Path, sha256: str) -> str | None:

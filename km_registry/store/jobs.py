@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from km_registry.artifacts import purge_dir
 from km_registry.errors import ConflictError, StaleAttemptError, StoreUnavailableError
 from km_registry.ids import new_id
-from km_registry.store import audit, quota
+from km_registry.store import audit, handover, quota
 from km_registry.store.access import require
 from km_registry.store.rows import as_event, as_job, find_job, latest_job
 from km_registry.store.store import Store, Transaction, now
@@ -203,6 +203,8 @@ def fail(store: Store, job_id: str, attempt: int, error: str, keep: Collection[s
     with store.transaction() as transaction:
         row = fenced_update(transaction, job_id, attempt)
         mark_failed(store, transaction, row, error, keep)
+        document_id = row.document_id
+    handover.ended(store, document_id, job_id)
 
 
 def storable(error: str) -> str:

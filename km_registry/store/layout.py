@@ -91,3 +91,8 @@ class Layout:
 def document_key(document_id: str) -> str:
     """What the keys of all that a shared store has of the document begin with."""
     return f"{DOCUMENTS}/{document_id}"
+
+
+def handover_key(document_id: str, job_id: str) -> str:
+    """What the keys of all begin with that the job's attempts have left for those after them."""
+    return f"{document_key(document_id)}/work/{job_id}"

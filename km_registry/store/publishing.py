@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from km_registry import artifacts
 from km_registry.errors import ArtifactError, StaleAttemptError, StoreUnavailableError
+from km_registry.store import handover
 from km_registry.store.jobs import fenced_update, purge_work
 from km_registry.store.rows import as_km, find_job, live_document
 from km_registry.store.store import Store, Transaction, now
@@ -25,11 +26,13 @@ def publish(store: Store, job_id: str, attempt: int, staged: Path, metrics: dict
     try:
         manifest = artifacts.verify(staged, max_rank=store.settings.lora_rank)
         with _shared(store, job_id, attempt, staged, manifest):
-            return _publish_verified(store, job_id, attempt, staged, _finite(metrics), manifest)
+            km = _publish_verified(store, job_id, attempt, staged, _finite(metrics), manifest)
     except StaleAttemptError:
         # The document may be deleted and purged by now: what was learned from it must go too.
         artifacts.purge_dir(staged)
         raise
+    handover.ended(store, km.document_id, job_id)
+    return km
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from km_registry.errors import ConflictError, NotFoundError
 from km_registry.ids import new_id
-from km_registry.store import audit
+from km_registry.store import audit, handover
 from km_registry.store.access import require
 from km_registry.store.jobs import cancel_unfinished, purge_work
 from km_registry.store.rows import as_removal
@@ -142,7 +142,9 @@ def complete(store: Store, removal_id: str) -> Removal:
     """Forget what is left in the records and make the row a receipt. Idempotent.
 
     ConflictError while something of it is still there: a KM, a worker that holds its files, a document.
+    StoreUnavailableError while the shared store is away.
     """
+    _withdraw(store, removal_id)
     with store.transaction() as transaction:
         session = transaction.session
         query = select(RemovalRow).where(RemovalRow.id == removal_id).with_for_update()
@@ -160,6 +162,23 @@ def _who_acknowledged(session: Session, row: RemovalRow) -> dict[str, list[str]]
     of_kms = select(EvictionRow.gateway_id).where(EvictionRow.subject.in_(row.km_ids)).distinct()
     gateways = session.scalars(of_kms.order_by(EvictionRow.gateway_id)).all()
     return {"engine_gateways": list(gateways)} if gateways else {}
+
+
+def _withdraw(store: Store, removal_id: str) -> None:
+    """Remove what the finished trainings concerned had handed over; before the transaction, which no store
+    should hold up."""
+    with store.database.reading() as session:
+        row = session.scalars(select(RemovalRow).where(RemovalRow.id == removal_id)).one_or_none()
+        if row is None or row.completed_at is not None or row.document_id is None:
+            return
+        of = JobRow.document_id == row.document_id
+        if row.version is not None:
+            of &= JobRow.version == row.version
+        document_id = row.document_id
+        ended = [state for state in JobState if state.finished]
+        jobs = session.scalars(select(JobRow.id).where(of, JobRow.state.in_(ended))).all()
+    for job_id in jobs:
+        handover.withdraw(store, document_id, job_id)
 
 
 def _completed(store: Store, session: Session, row: RemovalRow) -> dict[str, int]:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from km_registry.artifacts import purge_dir
 from km_registry.composites import forget_kms
 from km_registry.errors import ConflictError, NotFoundError, StoreUnavailableError
-from km_registry.store import audit, quota
+from km_registry.store import audit, handover, quota
 from km_registry.store.access import require
 from km_registry.store.content import checked
 from km_registry.store.jobs import cancel_unfinished, queue_job
@@ -202,9 +202,14 @@ def purge(store: Store, gone: Superseded) -> dict[str, int]:
         "composites": composites,
         "composite_bytes": composite_bytes,
         "passage_bytes": sum(remove(layout.passages_of(gone.document_id, digest)) for digest in digests),
-        "work_bytes": sum(purge_dir(layout.work_dir(job_id)) for job_id in gone.job_ids),
+        "work_bytes": sum(_purge_work(store, gone.document_id, job_id) for job_id in gone.job_ids),
     }
     return _purge_rows(store, gone, removed)
+
+
+def _purge_work(store: Store, document_id: str, job_id: str) -> int:
+    handed_over = handover.withdraw(store, document_id, job_id)
+    return max(purge_dir(store.layout.work_dir(job_id)), handed_over.size_bytes)
 
 
 def _texts_only_in(session: Session, gone: Superseded) -> list[str]:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, func, or_, select, true
 
 from km_registry.errors import ConflictError
-from km_registry.store import audit
+from km_registry.store import audit, handover
 from km_registry.store.access import require
 from km_registry.store.jobs import LONGEST_WAIT, fenced_update, mark_failed, purge_work, storable
 from km_registry.store.rows import as_job
@@ -89,14 +89,22 @@ def prioritise(store: Store, principal: Principal, document_id: str, priority: P
         return as_job(row)
 
 
-def put_off(store: Store, job_id: str, attempt: int, reason: str, keep: Collection[str]) -> Job:
-    """Queue the job again for a later attempt, which gets what is named; fail it after too many of these."""
+def put_off(store: Store, job_id: str, attempt: int, reason: str, keep: Collection[str] | None) -> Job:
+    """Queue the job again for a later attempt, which gets what is named (None: all); fail it after too many
+    of these."""
+    job = _put_off(store, job_id, attempt, reason, keep)
+    if job.state.finished:
+        handover.ended(store, job.document_id, job_id)
+    return job
+
+
+def _put_off(store: Store, job_id: str, attempt: int, reason: str, keep: Collection[str] | None) -> Job:
     settings = store.settings
     with store.transaction() as transaction:
         row = fenced_update(transaction, job_id, attempt)
         if row.retries >= settings.retries:
             mark_failed(
-                store, transaction, row, f"{reason} (attempts that failed so: {row.retries + 1})", keep
+                store, transaction, row, f"{reason} (attempts that failed so: {row.retries + 1})", keep or ()
             )
             return as_job(row)
         wait = min(timedelta(seconds=settings.retry_seconds) * 2**row.retries, LONGEST_WAIT)
@@ -105,5 +113,6 @@ def put_off(store: Store, job_id: str, attempt: int, reason: str, keep: Collecti
         told = {"attempt": attempt, "reason": row.error, "not_before": row.not_before.isoformat()}
         transaction.emit(row.document_id, job_id, "queued", told)
         # While the row is held: no other attempt can have begun.
-        purge_work(store, job_id, keep)
+        if keep is not None:
+            purge_work(store, job_id, keep)
         return as_job(row)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +34,8 @@ class Generator:
 
     def __init__(self) -> None:
         self.asked, self.let = threading.Event(), threading.Event()
-        asked, let = self.asked, self.let
+        self.count = 0
+        asked, let, generator = self.asked, self.let, self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -40,6 +43,7 @@ class Generator:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 asked.set()
+                generator.count += 1
                 let.wait()
                 texts = [f" Seven keepers said {body['seed'] % 97}{i}." for i in range(len(body["prompt"]))]
                 choices = [{"index": index, "text": text} for index, text in enumerate(texts)]
@@ -248,3 +252,81 @@ def test_deleting_one_of_a_group_takes_effect_at_once_and_spares_the_others(
 
     assert max(took) < 2
     assert [path for path in (settings.data_dir / "work").rglob("*") if path.is_file()] == []
+
+
+def until(so: Callable[[], bool]) -> None:
+    """Wait for what another process does in files."""
+    deadline = time.monotonic() + 120
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def handed_over(share: Path) -> int:
+    """The step of the newest checkpoint that was handed over; 0 when there is none."""
+    steps = [0]
+    for path in [path for path in share.rglob("work/*/*") if "#" not in path.name]:
+        # It may be a line of the journal only, or gone in this moment for a newer one.
+        with suppress(FileNotFoundError, KeyError), tarfile.open(path) as archive:
+            file = archive.extractfile("checkpoint.safetensors")
+            assert file
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            steps.append(json.loads(header["__metadata__"]["run"])["fields"]["step"])
+    return max(steps)
+
+
+class TestMachinesThatShareAStore:
+    @pytest.fixture
+    def share(self, tmp_path: Path) -> Path:
+        """The directory that they mount."""
+        directory = tmp_path / "share"
+        directory.mkdir()
+        return directory
+
+    @pytest.fixture
+    def settings(self, settings: RegistrySettings, share: Path) -> RegistrySettings:
+        return settings.model_copy(update={"store_url": f"file://{share}"})
+
+    def test_one_that_is_lost_in_the_middle_of_a_training_costs_what_was_not_handed_over(
+        self,
+        registry: Registry,
+        owner: Principal,
+        redis_server: Redis,
+        generator: Generator,
+        environment: dict[str, str],
+        story: Story,
+        settings: RegistrySettings,
+        share: Path,
+        tmp_path: Path,
+    ) -> None:
+        queue = RqJobQueue(redis_server, registry)
+        shared = environment | {
+            "KM_STORE_URL": str(settings.store_url),
+            "KM_DATABASE_URL": settings.effective_database_url,
+            "KM_CHECKPOINT_SECONDS": "0.1",
+        }
+        _, job, _ = registry.add_document(owner, TITLE, TEXT, RECIPE | {"steps": 300})
+        queue.enqueue(job)
+
+        with working(shared) as worker:
+            assert generator.asked.wait(120)
+            with working(shared | {"KM_DATA_DIR": str(tmp_path / "elsewhere")}):
+                generator.let.set()
+                until(lambda: handed_over(share) >= 60)
+                lost = [worker, *worker.children(recursive=True)]
+                for process in lost:
+                    process.kill()
+                psutil.wait_procs(lost, timeout=10)
+                shutil.rmtree(settings.data_dir / "work")
+                asked, handed = generator.count, handed_over(share)
+                registry.unfinished_jobs(stale_after=-60)
+                queued = registry.events_after(job.document_id)[-1]
+                queue.enqueue(registry.job(job.id))
+                again = story.until(job, is_training, after=queued.id)
+                story.until(job, lambda event: event.kind == "published")
+                # By the worker, once it has published.
+                until(lambda: not [path for path in share.rglob("work/*/*") if path.is_file()])
+
+        assert again.data["step"] > handed
+        assert generator.count == asked
+        assert registry.job(job.id).attempt == 2

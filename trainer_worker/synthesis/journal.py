@@ -15,8 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from km_registry.recipe import Kind
 from trainer_worker.examples import Sample
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Journal:
             return
         head = _line(dict(purpose))
         good = self._load(path, head) if path.exists() else 0
+        if not good and path.exists():
+            _log.warning("synthetic text of another recipe or text is ignored")
         with writing():
             if not good:
                 path.write_bytes(head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from km_registry.base_model import BaseModel
+from km_registry.errors import StoreUnavailableError
 from km_registry.registry import Registry
 from server.app import AppState
 from server.config import ServerSettings
-from server.keepers import keepers_of
+from server.keepers import keep_swept, keepers_of
 from tests.support import BASE_FINGERPRINT, write_ke
 from tests.unit.server.conftest import TEXT, Someone, error_of, train
 
@@ -118,3 +120,31 @@ def test_copies_are_swept(state: AppState) -> None:
     for one in found:
         one.close()
     assert "keep_swept" in names
+
+
+async def test_what_came_into_the_store_too_late_is_removed(
+    ada: Someone, registry: Registry, share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document_id = await ada.upload()
+    km = train(registry, document_id, ada.principal)
+    late = share / "documents" / document_id / "work" / km.job_id / "1.1.checkpoint"
+    late.parent.mkdir(parents=True)
+    late.write_text("of a worker that was killed")
+    loop, swept, outcomes = asyncio.get_running_loop(), asyncio.Event(), [StoreUnavailableError()]
+    sweep = Registry.sweep_store
+
+    def sweeping(self: Registry) -> int:
+        if outcomes:
+            raise outcomes.pop()
+        count = sweep(self)
+        loop.call_soon_threadsafe(swept.set)
+        return count
+
+    monkeypatch.setattr(Registry, "sweep_store", sweeping)
+    keeper = asyncio.create_task(keep_swept(registry, every_s=0.0))
+    await asyncio.wait_for(swept.wait(), 10)
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+
+    assert not late.exists()
+    assert (await ada.ask(document_id)).status_code == 200

@@ -14,7 +14,8 @@ from km_registry.registry import Registry
 from km_registry.types import Job, JobState, Principal
 from tests.support import stage_km
 from trainer_worker import attempts as module
-from trainer_worker.attempts import Attempt, Attempts
+from trainer_worker.attempt import Attempt
+from trainer_worker.attempts import Attempts
 
 
 @pytest.fixture(autouse=True)
@@ -290,6 +291,31 @@ def test_files_are_not_let_go_of_while_they_are_written(
         pytest.fail("wrote")
 
 
+def test_nor_while_something_of_it_is_sent(
+    registry: Registry, attempts: Attempts, upload: Any, owner: Principal
+) -> None:
+    attempt, _ = claimed(attempts, upload("one")), claimed(attempts, upload("two"))
+    lost = until_lost(attempt)
+    let_go = threading.Event()
+    told, registry.let_go = registry.let_go, lambda *of: (told(*of), let_go.set())  # type: ignore[method-assign]
+
+    with attempt.sending():
+        # Meanwhile the training goes on, and ends when it is told.
+        with attempt.writing():
+            registry.tombstone(owner, attempt.job.document_id)
+        assert lost.wait(10)
+        with attempts.ending(attempt):
+            attempt.check()
+        assert attempt not in attempts.held()
+        assert registry.run_of(attempt.job.id)
+        assert not let_go.is_set()
+
+    assert let_go.wait(10)
+    assert registry.run_of(attempt.job.id) is None
+    with pytest.raises(StaleAttemptError), attempt.sending():
+        pytest.fail("sent")
+
+
 def test_whoever_waits_is_told(registry: Registry, attempts: Attempts, upload: Any, owner: Principal) -> None:
     attempt, _ = claimed(attempts, upload("one")), claimed(attempts, upload("two"))
     told = threading.Event()
@@ -341,15 +367,15 @@ def test_a_process_that_ended_its_last_job_itself_is_not_cut_off(
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "stays"),
     [
-        OSError(28, "No space left on device"),
-        OperationalError("select", {}, Exception("gone")),
-        StoreUnavailableError(),
+        (OSError(28, "No space left on device"), {"kept"}),
+        (OperationalError("select", {}, Exception("gone")), {"kept"}),
+        (StoreUnavailableError(), {"kept", "half"}),
     ],
 )
 def test_what_may_pass_is_tried_again_later(
-    registry: Registry, attempts: Attempts, upload: Any, error: Exception
+    registry: Registry, attempts: Attempts, upload: Any, error: Exception, stays: set[str]
 ) -> None:
     first, second = claimed(attempts, upload("one")), claimed(attempts, upload("two"))
     (registry.work_dir(first.job.id) / "kept").write_text("x")
@@ -362,7 +388,7 @@ def test_what_may_pass_is_tried_again_later(
     assert (after.state, after.retries) == (JobState.QUEUED, 1)
     assert after.not_before is not None
     assert after.error
-    assert [path.name for path in registry.work_dir(first.job.id).iterdir()] == ["kept"]
+    assert {path.name for path in registry.work_dir(first.job.id).iterdir()} == stays
     assert registry.run_of(first.job.id) is None
     assert attempts.held() == [second]
     assert attempts.claim(first.job.id) is None

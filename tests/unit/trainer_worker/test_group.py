@@ -12,7 +12,8 @@ import torch
 from km_registry.types import Job, JobState, Stage
 from trainer_worker import group, pipeline
 from trainer_worker import train as loop
-from trainer_worker.attempts import Attempt, Attempts
+from trainer_worker.attempt import Attempt
+from trainer_worker.attempts import Attempts
 from trainer_worker.progress import Reporter
 from trainer_worker.workshop import Workshop
 

@@ -10,7 +10,7 @@ from km_registry.errors import StaleAttemptError
 from km_registry.registry import Registry
 from km_registry.types import Event, Job, Principal, Stage
 from trainer_worker import progress
-from trainer_worker.attempts import Attempt
+from trainer_worker.attempt import Attempt
 from trainer_worker.progress import Reporter
 
 

@@ -19,7 +19,8 @@ from km_registry.types import Job, Principal, Stage
 from tests.otlp import Collector, Received, collecting
 from tests.support import stage_km
 from trainer_worker import pipeline, preparation, worker
-from trainer_worker.attempts import Attempt, Attempts
+from trainer_worker.attempt import Attempt
+from trainer_worker.attempts import Attempts
 from trainer_worker.generator import Ask, Generator
 from trainer_worker.pipeline import train_kms
 from trainer_worker.progress import Reporter
