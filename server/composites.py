@@ -48,7 +48,7 @@ class _Kept:
 
 
 class Composites:
-    """The composites of one server. All methods belong to one event loop.
+    """Implements Adapters with composites that lie here. All methods belong to one event loop.
 
     `holding` is needed where the files of KMs and KEs may leave this machine: they stay within it.
 
@@ -97,7 +97,7 @@ class Composites:
         if kept.adapter is None:
             engine_id = next(self._engine_ids)
             name = f"{path.name.partition('.')[2]}-{self._mark}{engine_id}"
-            kept.adapter = Adapter(name, engine_id, path)
+            kept.adapter = Adapter(name, engine_id, path, km, ke)
         self._kept.move_to_end(path)
         os.utime(path)  # the order outlives a restart
         kept.users += 1
@@ -112,7 +112,7 @@ class Composites:
 
     @asynccontextmanager
     async def plugged(self, km: KM | None, ke: KE | None) -> AsyncIterator[Adapter | None]:
-        """What the engine must be given for an answer with these, for as long as the block runs."""
+        """See Adapters: the KM, the KE, or their composite, made if need be."""
         if ke is not None:
             async with self.using(ke, km) as adapter:
                 yield adapter
@@ -122,20 +122,18 @@ class Composites:
         else:
             yield None
 
-    async def retire_kms(self, kms: Iterable[KM]) -> None:
-        """Have the engine send away who still waits for a slot for one of the KMs or their composites."""
+    async def retire_kms(self, kms: Iterable[KM]) -> int:
+        """See Adapters."""
+        sent_away = 0
         for km in kms:
             for path, kept in list(self._kept.items()):
                 if path.parent.name == km.id and kept.adapter is not None:
-                    await self._engine.retire(kept.adapter)
-            await self._engine.retire(adapter_of(km))
+                    sent_away += await self._engine.retire(kept.adapter)
+            sent_away += await self._engine.retire(adapter_of(km))
+        return sent_away
 
     async def evict_kms(self, kms: Iterable[KM]) -> list[Eviction]:
-        """Have the engine let go of KMs and all composites of them; what it says of those that were in it,
-        and of all where replicas said so.
-
-        Their files may be removed then. Nobody may be using them, or begin to.
-        """
+        """See Adapters."""
         evicted = []
         for km in kms:
             evicted += await self._evict([path for path in self._known() if path.parent.name == km.id])
@@ -143,11 +141,11 @@ class Composites:
         return [one for one in evicted if one.resident or one.replicas]
 
     async def evict_ke(self, ke: KE) -> list[Eviction]:
-        """The same for all composites of a KE, and what serves it alone."""
+        """See Adapters."""
         return await self._evict([path for path in self._known() if path.name.startswith(f"{ke.id}.")])
 
     async def settled(self) -> None:
-        """Wait for what is being made and removed."""
+        """See Adapters: what is being made and removed."""
         await self._making.settled()
         await self._leaving.settled()
 

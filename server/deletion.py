@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import Document, Principal, Receipt
-from server.composites import Composites
+from server.adapters import Adapters
 from server.errors import DeletionPendingError
 from server.in_flight import InFlight
 from server.once import Once
@@ -28,7 +28,7 @@ class Deletions:
         in_flight: InFlight,
         replacements: Replacements,
         retriever: Retriever,
-        composites: Composites,
+        composites: Adapters,
     ) -> None:
         self._registry = registry
         self._queue = queue

@@ -50,6 +50,10 @@ class InFlight:
         for document_id in list(self._counts):
             await self.drain(document_id)
 
+    def __contains__(self, document_id: str) -> bool:
+        """Whether the document is being asked, unless that is being drained."""
+        return document_id in self._counts
+
     def __len__(self) -> int:
         """How many documents are being asked."""
         return len(self._counts)

@@ -15,7 +15,7 @@ from km_registry.errors import ArtifactError, InvalidKEError, NotFoundError
 from km_registry.ke_records import KERecords
 from km_registry.registry import Registry
 from km_registry.types import KE
-from server.composites import Composites
+from server.adapters import Adapters
 from server.errors import UnknownKEError
 from server.in_flight import InFlight
 from server.kes import KEs
@@ -31,7 +31,7 @@ class KEKeeper:
     """Registers and deletes KEs. A deletion that is cut short goes on after a restart."""
 
     def __init__(
-        self, registry: Registry, base_model: BaseModel, kes: KEs, in_flight: InFlight, composites: Composites
+        self, registry: Registry, base_model: BaseModel, kes: KEs, in_flight: InFlight, composites: Adapters
     ) -> None:
         self._registry = registry
         self._base_model = base_model

@@ -13,7 +13,7 @@ from km_registry.errors import ConflictError, StoreUnavailableError
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import JobState, Superseded
-from server.composites import Composites
+from server.adapters import Adapters
 from server.engine.base import EngineUnavailableError
 from server.in_flight import InFlight
 from server.once import Once
@@ -42,7 +42,7 @@ class Replacements:
         registry: Registry,
         queue: JobQueue,
         in_flight: InFlight,
-        composites: Composites,
+        composites: Adapters,
     ) -> None:
         self._registry = registry
         self._queue = queue
