@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from server.engine.base import Adapter, Engine, GenerationRequest
+from server.engine.ray_adapters import with_shared_files
 from server.engine.ray_engine import RayEngine
 from server.engine.ray_live import register
 from server.engine.ray_settings import RayConfig
@@ -205,7 +206,7 @@ async def _ours(folder: Path, replicas: int, **changed: Any) -> AsyncIterator[tu
     config = RayConfig(
         "scripted", SLOTS, folder / "ray", replicas=replicas, max_replicas=replicas, cpus=0.05, **changed
     )
-    engine = RayEngine(config, make)
+    engine = RayEngine(config, partial(with_shared_files, make))
     await engine.start()
     try:
         while len(await engine.replicas()) < replicas:  # noqa: ASYNC110  Serve has no event for it

@@ -69,7 +69,7 @@ class KERecords:
 
     def held(self, ke: KE) -> AbstractContextManager[Path]:
         """The KE's directory, here for as long as the block runs. ArtifactError, StoreUnavailableError."""
-        return holding.ke(self._store, ke)
+        return holding.adapter(self._store.artifacts, self._store.layout, ke)
 
     def all(self) -> list[KE]:
         """Every KE that can be asked for, by name and version, newest version first."""

@@ -419,7 +419,12 @@ class Registry:
         ArtifactError when it is damaged or missing, StoreUnavailableError when it is not here and the shared
         store is away.
         """
-        return holding.km(self._store, km)
+        return holding.adapter(self._store.artifacts, self._store.layout, km)
+
+    def km_manifest(self, km: KM) -> bytes:
+        """The KM's manifest as it lies here or in the shared store, which may be away: StoreUnavailableError.
+        FileNotFoundError when it is missing."""
+        return self._store.artifacts.manifest(self._store.layout.km(km.document_id, km.id))
 
     def held_passages(
         self, document_id: str, text_sha256: str, check: Callable[[Path], object]

@@ -14,7 +14,7 @@ from km_registry.errors import ConflictError
 from km_registry.prompts import answer_messages, encode, passages_context
 from km_registry.registry import Registry
 from km_registry.types import KM, Action, Document, Principal
-from server.composites import Composites
+from server.adapters import Adapters
 from server.config import ServerSettings
 from server.engine.base import Adapter, Engine, Generation, GenerationRequest, joined
 from server.errors import InvalidRequestError, NotTrainedError, PromptTooLongError
@@ -67,7 +67,7 @@ class Answerer:
         registry: Registry,
         kms: KMs,
         kes: KEs,
-        composites: Composites,
+        composites: Adapters,
         engine: Engine,
         generating: Generating,
         tokenizer: Tokenizer,

@@ -38,6 +38,7 @@ COMMANDS = (
     Listed("train-ke", "server.ke_training.command:train_ke", "Train a Knowledge Extractor.", _KES),
     Listed("serve", "server.cli_server:serve", "Start everything on this machine.", _SERVER),
     Listed("worker", "server.cli_server:worker", "Run one more worker.", _SERVER),
+    Listed("engine", "server.cli_engine:app", "Engine replicas on Ray: show, roll out.", _SERVER),
     Listed("config", "server.cli_config:config", "Show the settings, and where each comes from.", _SERVER),
     Listed("plan", "server.planning.command:plan", "Size a deployment for a workload.", _SERVER),
     Listed("doctor", "server.cli_operation:doctor", "Examine every record and file.", _SERVER),

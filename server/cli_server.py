@@ -41,7 +41,7 @@ def serve(
     """
     settings = settings_of(**options)
     from km_registry.errors import BaseModelError, KMError
-    from server.engine.base import EngineUnavailableError
+    from server.engine.base import EngineNotReachedError, EngineUnavailableError
     from server.redis_private import RedisUnavailableError
     from server.startup import ServeError, StoppedError
     from server.supervisor import serve as run
@@ -50,7 +50,7 @@ def serve(
         run(settings, ready_file=ready_file)
     except StoppedError as error:
         fail(error, code=0)
-    except (ServeError, RedisUnavailableError, BaseModelError) as error:
+    except (ServeError, RedisUnavailableError, BaseModelError, EngineNotReachedError) as error:
         fail(error)
     except (KMError, EngineUnavailableError) as error:
         fail(f"{error} The logs are in {settings.data_dir / 'logs'}.", code=1)

@@ -19,6 +19,7 @@ from km_registry import composites
 from km_registry.artifacts import verify, verify_ke
 from km_registry.compose import compose
 from km_registry.types import KE, KM
+from server.adapters import Held
 from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError, Eviction
 from server.kms import adapter_of
 from server.metrics import Metrics
@@ -31,14 +32,6 @@ Holding = Callable[[KE | KM], AbstractContextManager[Path]]
 
 #: The engine's ids of composites begin here, and those of KMs, which the database counts from 1, end before.
 FIRST_ENGINE_ID = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A KM that the engine was given, and may hold."""
-
-    document_id: str
-    adapter: Adapter
 
 
 @dataclass(slots=True)
@@ -56,7 +49,7 @@ class _Kept:
 
 
 class Composites:
-    """The composites of one server. All methods belong to one event loop.
+    """Implements Adapters with composites that lie here. All methods belong to one event loop.
 
     `holding` is needed where the files of KMs and KEs may leave this machine: they stay within it.
 
@@ -83,7 +76,7 @@ class Composites:
         self._making: Once[Path, None] = Once("compose")
         self._leaving: Once[Path, None] = Once("remove composite")
         self._kept: OrderedDict[Path, _Kept] = OrderedDict()
-        #: By their ids, the KMs that the engine was given since the start and did not evict.
+        #: See Adapters.
         self.held: dict[str, Held] = {}
         composites.remove_unfinished(root)
         for path in composites.all_composites(root):
@@ -97,8 +90,8 @@ class Composites:
 
     @property
     def held_kes(self) -> frozenset[str]:
-        """Ids of the KEs that composites were made of."""
-        return frozenset(path.name.partition(".")[0] for path in self._known())
+        """See Adapters: those that composites were made of."""
+        return frozenset(_ke_id(path) for path in self._known())
 
     @asynccontextmanager
     async def using(self, ke: KE, km: KM | None) -> AsyncIterator[Adapter]:
@@ -112,7 +105,7 @@ class Composites:
         if kept.adapter is None:
             engine_id = next(self._engine_ids)
             name = f"{path.name.partition('.')[2]}-{self._mark}{engine_id}"
-            kept.adapter = Adapter(name, engine_id, path)
+            kept.adapter = Adapter(name, engine_id, path, km, ke)
         self._kept.move_to_end(path)
         os.utime(path)  # the order outlives a restart
         kept.users += 1
@@ -127,7 +120,7 @@ class Composites:
 
     @asynccontextmanager
     async def plugged(self, km: KM | None, ke: KE | None) -> AsyncIterator[Adapter | None]:
-        """What the engine must be given for an answer with these, for as long as the block runs."""
+        """See Adapters: the KM, the KE, or their composite, made if need be."""
         if km is not None:
             # Also where it only has a part in a composite.
             self.held.setdefault(km.id, Held(km.document_id, adapter_of(km)))
@@ -140,40 +133,43 @@ class Composites:
         else:
             yield None
 
-    async def retire_kms(self, kms: Iterable[KM]) -> None:
-        """Have the engine send away who still waits for a slot for one of the KMs or their composites."""
+    async def retire_kms(self, kms: Iterable[KM]) -> int:
+        """See Adapters."""
+        sent_away = 0
         for km in kms:
-            await self._retire(km.id, adapter_of(km))
+            sent_away += await self._retire(km.id, adapter_of(km))
+        return sent_away
 
     async def evict_kms(self, kms: Iterable[KM]) -> list[Eviction]:
-        """Have the engine let go of KMs and all composites of them; what it says of those that were in it,
-        and of all where replicas said so.
-
-        Their files may be removed then. Nobody may be using them, or begin to.
-        """
+        """See Adapters."""
         evicted = []
         for km in kms:
             evicted += await self._evict_km(km.id, adapter_of(km))
         return [one for one in evicted if one.resident or one.replicas]
 
+    async def evict_ke(self, ke: KE) -> list[Eviction]:
+        """See Adapters."""
+        return await self.evict_held_kes([ke.id])
+
     async def retire_held(self, km_ids: Iterable[str]) -> None:
-        """The same as `retire_kms` for KMs of which the records know nothing any more."""
+        """See Adapters."""
         for km_id in km_ids:
             if held := self.held.get(km_id):
                 await self._retire(km_id, held.adapter)
 
     async def evict_held(self, km_ids: Iterable[str]) -> None:
-        """The same as `evict_kms` for KMs of which the records know nothing any more."""
+        """See Adapters."""
         for km_id in km_ids:
             if held := self.held.get(km_id):
                 await self._evict_km(km_id, held.adapter)
 
-    async def evict_ke(self, ke_id: str) -> list[Eviction]:
-        """The same for all composites of a KE, and what serves it alone."""
-        return await self._evict([path for path in self._known() if path.name.startswith(f"{ke_id}.")])
+    async def evict_held_kes(self, ke_ids: Iterable[str]) -> list[Eviction]:
+        """See Adapters."""
+        ids = set(ke_ids)
+        return await self._evict([path for path in self._known() if _ke_id(path) in ids])
 
     async def settled(self) -> None:
-        """Wait for what is being made and removed."""
+        """See Adapters: what is being made and removed."""
         await self._making.settled()
         await self._leaving.settled()
 
@@ -231,11 +227,12 @@ class Composites:
         await run_in_threadpool(composites.remove, kept.path)
         self._report()
 
-    async def _retire(self, km_id: str, adapter: Adapter) -> None:
+    async def _retire(self, km_id: str, adapter: Adapter) -> int:
+        sent_away = 0
         for path, kept in list(self._kept.items()):
             if path.parent.name == km_id and kept.adapter is not None:
-                await self._engine.retire(kept.adapter)
-        await self._engine.retire(adapter)
+                sent_away += await self._engine.retire(kept.adapter)
+        return sent_away + await self._engine.retire(adapter)
 
     async def _evict_km(self, km_id: str, adapter: Adapter) -> list[Eviction]:
         evicted = await self._evict([path for path in self._known() if path.parent.name == km_id])
@@ -272,3 +269,7 @@ def _composed(ke: KE, path: Path, km: KM | None) -> int:
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in os.scandir(path) if file.is_file())
+
+
+def _ke_id(path: Path) -> str:
+    return path.name.partition(".")[0]

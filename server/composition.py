@@ -10,14 +10,13 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from km_registry import base_model
 from km_registry.base_model import EMBEDDED, BaseModel
 from km_registry.config import GeneratorEndpoint
 from km_registry.errors import InstallationError, StoreUnavailableError
@@ -28,7 +27,7 @@ from km_registry.registry import Registry
 from km_registry.store.layout import Layout
 from km_registry.tracing import Tracing
 from server.config import ServerSettings
-from server.engine.base import Engine, EngineUnavailableError
+from server.engine.base import Engine
 from server.startup import ServeError
 from server.tokenizer import Tokenizer
 from server.worker_process import WorkerElsewhere, WorkerProcess
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from limits.storage import Storage
 
-    from server.engine.ray_settings import RayConfig
     from server.retrieval.base import Embedder
     from server.state import AppState
 
@@ -107,10 +105,17 @@ def load_tokenizer(model: BaseModel) -> Tokenizer:
     return tokenizer
 
 
-def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer) -> Engine:
-    """The engine that the settings name, not started yet. ServeError when it is not installed."""
+def make_engine(
+    settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer, *, composites: Path | None = None
+) -> Engine:
+    """The engine that the settings name, not started yet. ServeError when it is not installed.
+
+    `composites` is where composites lie, if not in the data directory.
+    """
     if settings.engine == "ray":
-        return _make_ray_engine(settings, model)
+        from server.ray_composition import make_ray_engine
+
+        return make_ray_engine(settings, model)
     if settings.engine == "scripted":
         from server.engine.scripted import ScriptedEngine
 
@@ -132,58 +137,12 @@ def make_engine(settings: ServerSettings, model: BaseModel, tokenizer: Tokenizer
             cache_dir=settings.data_dir / "compiled",
             compile=settings.compile,
         ),
-        verifier(Layout.of(settings).composites, base_fingerprint=model.fingerprint, max_rank=max_rank),
+        verifier(
+            composites or Layout.of(settings).composites,
+            base_fingerprint=model.fingerprint,
+            max_rank=max_rank,
+        ),
     )
-
-
-def _make_ray_engine(settings: ServerSettings, model: BaseModel) -> Engine:
-    try:
-        from server.engine.ray_engine import RayEngine
-    except ModuleNotFoundError as error:
-        raise ServeError(
-            f"Ray is not installed ({error.name}). Install it (pip install 'km-server[ray]'), or leave "
-            "KM_ENGINE at vllm."
-        ) from error
-    return RayEngine(*ray_parts(settings, model))
-
-
-def ray_parts(settings: ServerSettings, model: BaseModel) -> tuple[RayConfig, Callable[[], Engine]]:
-    """What the replicas on Ray are, and what makes the engine of each in its process."""
-    from server.engine.ray_settings import RayConfig
-
-    config = RayConfig(
-        fingerprint=model.fingerprint,
-        slots=settings.max_loras,
-        directory=settings.data_dir / "ray",
-        address=settings.ray_address,
-        replicas=settings.ray_replicas,
-        max_replicas=settings.ray_max_replicas or settings.ray_replicas,
-        cpus=settings.ray_replica_cpus,
-        gpus=settings.ray_replica_gpus,
-        target_requests=settings.ray_target_requests,
-        target_first_token_s=settings.ray_target_first_token_s,
-        deploys=settings.ray_deploy or settings.ray_address is None,
-    )
-    # What lets one in anywhere, or signs, is none of a replica's business.
-    secrets = ("session_key", "generator_key", "database_url", "redis_url")
-    sent = settings.model_copy(
-        update={"engine": settings.ray_engine, "internal_key": "", "generators": {}} | dict.fromkeys(secrets)
-    )
-    return config, partial(make_replica_engine, sent, model.fingerprint)
-
-
-def make_replica_engine(settings: ServerSettings, fingerprint: str) -> Engine:
-    """The engine of a replica, in its process. Blocking.
-
-    EngineUnavailableError when this machine's base model is another one than the gateway's.
-    """
-    model = base_model.resolve(settings.base_model, settings.data_dir)
-    if model.fingerprint != fingerprint:
-        raise EngineUnavailableError(
-            f"the base model {settings.base_model} on this machine is {model.fingerprint}, and the gateway's "
-            f"{fingerprint}: bring the same files to both"
-        )
-    return make_engine(settings, model, load_tokenizer(model))
 
 
 def make_state(

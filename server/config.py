@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -54,6 +55,11 @@ class ServerSettings(RegistrySettings):
     )
     ray_replica_cpus: float = Field(1.0, gt=0, description="processors of a replica, as Ray counts them")
     ray_replica_gpus: float = Field(0.0, ge=0, description="GPUs of a replica, as Ray counts them")
+    ray_replica_data_dir: Path | None = Field(
+        None,
+        description="data directory of a replica on its machine: the base model's files and, with store_url, "
+        "its own copies; the server's path without one",
+    )
     max_loras: int = Field(8, ge=1, description="KMs that one batch may mix")
     max_cpu_loras: int = Field(64, ge=1, description="KMs kept in memory")
     max_model_len: int = Field(4096, ge=256, description="longest prompt plus answer, in tokens")

@@ -68,6 +68,10 @@ class InFlight:
         """Of which of them somebody waits for the answers."""
         return frozenset(one for one, counts in self._counts.items() if counts[0].is_closed)
 
+    def __contains__(self, document_id: str) -> bool:
+        """Whether the document is being asked."""
+        return document_id in self._counts
+
     def __len__(self) -> int:
         """How many documents are being asked."""
         return len(self._counts)

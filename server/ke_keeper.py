@@ -85,7 +85,7 @@ class KEKeeper:
                 _log.warning("deletion of a KE not completed", ke_id=ke.id, error=type(error).__name__)
 
     async def _forget(self, ke: KE) -> dict[str, int]:
-        evicted = await self._letting_go.ke(ke.id)
+        evicted = await self._letting_go.ke(ke)
         await self._fleet.acknowledged([ke.id])
         async with self._forgetting:
             removed = await run_in_threadpool(self._registry.kes.purge, ke.id)

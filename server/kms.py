@@ -6,12 +6,11 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
-from km_registry.artifacts import MANIFEST
 from km_registry.base_model import BaseModel
-from km_registry.errors import ConflictError
+from km_registry.errors import ConflictError, StoreUnavailableError
 from km_registry.prompts import PROMPT_FORMAT
 from km_registry.registry import Registry
-from km_registry.types import KM, Job, JobState, Principal
+from km_registry.types import KE, KM, Job, JobState, Principal
 from server.engine.base import Adapter
 from server.errors import NotTrainedError
 
@@ -52,13 +51,11 @@ class KMs:
 
     def warning(self, km: KM) -> str | None:
         """What to beware of in its answers: that it was trained under another prompt format. Blocking."""
-        trained_for = self._formats.get(km.id)
-        if trained_for is None:
-            with self._registry.held_km(km) as directory:
-                trained_for = _prompt_format(directory)
-            self._formats[km.id] = trained_for
-            if len(self._formats) > _REMEMBERED:
-                self._formats.popitem(last=False)
+        try:
+            trained_for = self._format(km)
+        except StoreUnavailableError:
+            # Said when the store is back: an engine elsewhere has answered from its own copy.
+            return None
         if trained_for == PROMPT_FORMAT:
             return None
         return (
@@ -66,20 +63,31 @@ class KMs:
             "answers may be worse than they were measured. Train the document again."
         )
 
+    def _format(self, km: KM) -> str:
+        """The prompt format that the KM was trained for. Blocking."""
+        known = self._formats.get(km.id)
+        if known is None:
+            known = self._formats[km.id] = _prompt_format(self._registry, km)
+            if len(self._formats) > _REMEMBERED:
+                self._formats.popitem(last=False)
+        return known
 
-def _prompt_format(directory: Path) -> str:
+
+def _prompt_format(registry: Registry, km: KM) -> str:
     """The prompt format in a KM's manifest; "unknown" when it does not say. The engine verifies the KM."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
+        manifest = json.loads(registry.km_manifest(km))
     except (OSError, ValueError):
         return "unknown"
     found = manifest.get("prompt_format") if isinstance(manifest, dict) else None
     return found if isinstance(found, str) else "unknown"
 
 
-def adapter_of(km: KM) -> Adapter:
-    """The KM as the engine knows it."""
-    return Adapter(name=km.id, engine_id=km.engine_id, path=Path(km.path))
+def adapter_of(one: KM | KE) -> Adapter:
+    """The KM as the engine knows it; of a KE, what stands for all that is made of it and is never asked."""
+    if isinstance(one, KE):
+        return Adapter(name=one.id, engine_id=0, path=Path(one.path), ke=one)
+    return Adapter(name=one.id, engine_id=one.engine_id, path=Path(one.path), km=one)
 
 
 def not_trained(job: Job) -> str:

@@ -12,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from km_registry.fleet_types import Evicted, subjects_of
 from km_registry.registry import Registry
-from km_registry.types import Superseded
-from server.composites import Composites
+from km_registry.types import KE, Superseded
+from server.adapters import Adapters
 from server.engine.base import Eviction
 from server.fleet import Fleet
 from server.in_flight import InFlight
@@ -31,7 +31,7 @@ class LettingGo:
         registry: Registry,
         fleet: Fleet,
         in_flight: InFlight,
-        composites: Composites,
+        composites: Adapters,
         retriever: Retriever,
     ) -> None:
         self._registry = registry
@@ -51,9 +51,9 @@ class LettingGo:
         """Let go of superseded KMs and texts, once the answers that began with them have ended."""
         return await self._running.done(" ".join(subjects_of(gone)), partial(self._superseded, gone))
 
-    async def ke(self, ke_id: str) -> Evicted:
+    async def ke(self, ke: KE) -> Evicted:
         """Let go of a tombstoned KE. Any answer that is under way may have chosen it."""
-        return await self._running.done(ke_id, partial(self._ke, ke_id))
+        return await self._running.done(ke.id, partial(self._ke, ke))
 
     async def begin_pending(self) -> None:
         """Begin with what others wait for: what is gone, and not said to have left this gateway. What lies
@@ -67,8 +67,10 @@ class LettingGo:
         for gone in found.superseded:
             key = " ".join(subjects_of(gone))
             self._running.begin(key, partial(self._superseded, gone, copies=True))
-        for ke_id in found.kes:
-            self._running.begin(ke_id, partial(self._ke, ke_id))
+        if found.kes:
+            for ke in await run_in_threadpool(self._registry.kes.pending):
+                if ke.id in found.kes:
+                    self._running.begin(ke.id, partial(self._ke, ke))
 
     def begin_reconciling(self) -> None:
         """Let go of all that was deleted while this gateway was not counted, and open the fence then."""
@@ -103,10 +105,10 @@ class LettingGo:
         await self._fleet.acknowledge(subjects_of(gone), evicted)
         return evicted
 
-    async def _ke(self, ke_id: str) -> Evicted:
+    async def _ke(self, ke: KE) -> Evicted:
         await self._in_flight.drain_all()
-        evicted = summed(await self._composites.evict_ke(ke_id))
-        await self._fleet.acknowledge([ke_id], evicted)
+        evicted = summed(await self._composites.evict_ke(ke))
+        await self._fleet.acknowledge([ke.id], evicted)
         return evicted
 
     async def _forget_copies(self, document_id: str, km_ids: Sequence[str], *, whole: bool) -> None:
@@ -136,8 +138,7 @@ class LettingGo:
             gone[held[km_id].document_id].append(km_id)
         for document_id in {*gone, *documents - there.documents}:
             await self._forget(document_id, gone[document_id], whole=document_id not in there.documents)
-        for ke_id in kes - there.kes:
-            await self._composites.evict_ke(ke_id)
+        await self._composites.evict_held_kes(kes - there.kes)
         _log.info("reconciled", documents=len(documents), kms=len(held), gone=len(gone))
 
     async def _forget(self, document_id: str, km_ids: Sequence[str], *, whole: bool) -> None:

@@ -12,9 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from km_registry.errors import NotFoundError
 from km_registry.registry import Registry
 from km_registry.types import KM, Action, Claim, Principal
+from server.adapters import Adapters
 from server.answering import version_salt
 from server.callers import Caller, InternalService
-from server.composites import Composites
 from server.engine.base import PRIORITY_SYNTHESIS, PRIORITY_USER, Adapter
 from server.errors import ForbiddenError
 from server.in_flight import InFlight
@@ -51,7 +51,7 @@ class Models:
     """Finds what `model` names, for callers who may use it."""
 
     def __init__(
-        self, registry: Registry, kms: KMs, kes: KEs, composites: Composites, in_flight: InFlight
+        self, registry: Registry, kms: KMs, kes: KEs, composites: Adapters, in_flight: InFlight
     ) -> None:
         self._registry = registry
         self._kms = kms

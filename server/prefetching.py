@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from km_registry.errors import ArtifactError, ConflictError, NotFoundError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.types import KM
-from server.composites import Composites
+from server.adapters import Adapters
 from server.config import ServerSettings
 from server.engine.base import AdapterGoneError, Engine, EngineUnavailableError
 from server.in_flight import InFlight
@@ -30,7 +30,7 @@ class Prefetching:
         registry: Registry,
         kms: KMs,
         kes: KEs,
-        composites: Composites,
+        composites: Adapters,
         engine: Engine,
         in_flight: InFlight,
         settings: ServerSettings,

@@ -9,9 +9,9 @@ from typing import Any
 
 from km_registry import base_model
 from km_registry.errors import KMError
-from server.composition import ray_parts
 from server.config import ServerSettings
-from server.engine.ray_cluster import application
+from server.engine.ray_cluster import Cluster
+from server.ray_composition import ray_config, replica_maker
 
 
 def build(arguments: dict[str, str]) -> Any:
@@ -28,4 +28,4 @@ def build(arguments: dict[str, str]) -> Any:
         raise KMError(f"The engine is set by KM_* variables; leave out the arguments {', '.join(arguments)}")
     settings = ServerSettings()
     model = base_model.resolve(settings.base_model, settings.data_dir)
-    return application(*ray_parts(settings, model))
+    return Cluster(ray_config(settings, model), replica_maker(settings, model)).application()

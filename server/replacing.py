@@ -14,7 +14,7 @@ from km_registry.fleet_types import subjects_of
 from km_registry.jobs import JobQueue
 from km_registry.registry import Registry
 from km_registry.types import JobState, Superseded
-from server.composites import Composites
+from server.adapters import Adapters
 from server.engine.base import EngineUnavailableError
 from server.fleet import Fleet, NotAcknowledgedError
 from server.letting_go import LettingGo
@@ -44,7 +44,7 @@ class Replacements:
         self,
         registry: Registry,
         queue: JobQueue,
-        composites: Composites,
+        composites: Adapters,
         letting_go: LettingGo,
         fleet: Fleet,
     ) -> None:

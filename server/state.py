@@ -22,11 +22,13 @@ from km_registry.recipe import RecipeLimits
 from km_registry.registry import Registry
 from km_registry.tracing import Tracing
 from km_registry.types import KE, KM, Event
+from server.adapters import Adapters
 from server.answering import Answerer
 from server.asked_notes import AskedNotes
 from server.chatting import Chatter
 from server.clocks import Clocks
 from server.completing import Completer
+from server.composed_elsewhere import ComposedElsewhere
 from server.composites import Composites
 from server.config import ServerSettings
 from server.deletion import Deletions
@@ -89,7 +91,7 @@ class AppState:
     engine_keeper: EngineKeeper = field(init=False)
     intake: Intake = field(init=False)
     kes: KEs = field(init=False)
-    composites: Composites = field(init=False)
+    composites: Adapters = field(init=False)
     ke_keeper: KEKeeper = field(init=False)
     prefetching: Prefetching = field(init=False)
     revocations: Revocations = field(init=False)
@@ -134,13 +136,7 @@ class AppState:
         self.engine_keeper = EngineKeeper(self.engine, max_restarts=self.settings.engine_restarts)
         self.intake = Intake(self.settings.intake_limits)
         self.kes = KEs(self.registry.kes, self.base_model, self.settings.auto_policy)
-        self.composites = Composites(
-            self.registry.kes.composites,
-            self.engine,
-            self.settings.composite_cache_mb * 2**20,
-            self.metrics,
-            self._held if self.registry.has_shared_store else None,
-        )
+        self.composites = self._adapters()
         self.retriever = Retriever(
             self.registry,
             self.load_embedder,
@@ -184,6 +180,17 @@ class AppState:
         self.removing = Removing(self.registry, self.queue, self.replacements, self.deletions)
         self.recipe_limits = recipe_limits(
             self.settings, self.base_model, engine_tokens=self.settings.max_model_len
+        )
+
+    def _adapters(self) -> Adapters:
+        if self.settings.engine == "ray" and self.registry.has_shared_store:
+            return ComposedElsewhere(self.engine)
+        return Composites(
+            self.registry.kes.composites,
+            self.engine,
+            self.settings.composite_cache_mb * 2**20,
+            self.metrics,
+            self._held if self.registry.has_shared_store else None,
         )
 
     def _held(self, one: KE | KM) -> AbstractContextManager[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,16 @@ def complete_ke(
 def stage_km(registry: Registry, document: Document, job: Job) -> Path:
     """A complete KM of the document, staged in the job's work directory."""
     return write_km(registry.work_dir(job.id) / f"staged-{job.attempt}", document)
+
+
+@contextmanager
+def away(share: Path) -> Iterator[None]:
+    """A mounted directory that is a store refuses to be read and to be written."""
+    elsewhere = share.with_name("unreachable")
+    share.rename(elsewhere)
+    share.touch()
+    try:
+        yield
+    finally:
+        share.unlink()
+        elsewhere.rename(share)

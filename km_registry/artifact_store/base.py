@@ -59,6 +59,10 @@ class ArtifactStore(Protocol):
         kept only if that raises nothing. FileNotFoundError when there is none."""
         ...
 
+    def manifest(self, artifact: Artifact) -> bytes:
+        """A directory's manifest alone, unchecked. FileNotFoundError when there is none."""
+        ...
+
     def copy(self, artifact: Artifact, target: Path) -> None:
         """Copy a directory to `target`, which is made, unchecked. FileNotFoundError when there is none."""
         ...

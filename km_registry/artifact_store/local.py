@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from km_registry.artifact_store.base import Artifact, Check, Forgotten
+from km_registry.artifacts import MANIFEST
 from km_registry.errors import ArtifactError
 from km_registry.files import atomic_write, purge_dir, purge_file
 
@@ -39,6 +40,10 @@ class DataDirectory:
     def held(self, artifact: Artifact, check: Check) -> Iterator[Path]:  # noqa: ARG002  it was checked when it came
         """See ArtifactStore."""
         yield artifact.path
+
+    def manifest(self, artifact: Artifact) -> bytes:
+        """See ArtifactStore."""
+        return (artifact.path / MANIFEST).read_bytes()
 
     def copy(self, artifact: Artifact, target: Path) -> None:
         """See ArtifactStore."""

@@ -66,6 +66,18 @@ class Objects:
         with _told("read"):
             return bytes(self._found(key).bytes())
 
+    def has(self, key: str) -> bool:
+        """Whether there is such an object."""
+        import obstore
+
+        try:
+            with _told("read"):
+                obstore.head(self._store(), key)
+        except FileNotFoundError:
+            self._require_container()
+            return False
+        return True
+
     def download(self, key: str, target: Path) -> None:
         """Write the object into a new file; FileNotFoundError when there is none."""
         with _told("read"):

@@ -79,6 +79,16 @@ class SharedStore:
                     return
             self._fetch(artifact, check)
 
+    def manifest(self, artifact: Artifact) -> bytes:
+        """See ArtifactStore."""
+        with suppress(FileNotFoundError):
+            return (artifact.path / MANIFEST).read_bytes()
+        return self.objects.get(f"{artifact.key}/{MANIFEST}")
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether the shared store has the directory."""
+        return self.objects.has(f"{artifact.key}/{MANIFEST}")
+
     def copy(self, artifact: Artifact, target: Path) -> None:
         """See ArtifactStore."""
         # First of all: without a manifest there is nothing, whatever else lies there.

@@ -7,22 +7,24 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from km_registry.artifact_store.base import Artifact, Check
+from km_registry.artifact_store.base import Artifact, ArtifactStore, Check
 from km_registry.artifacts import digest, verify, verify_ke
 from km_registry.errors import ArtifactError, NotFoundError
+from km_registry.store.layout import Layout
 from km_registry.store.rows import live_document
 from km_registry.store.store import Store
 from km_registry.types import KE, KM
 
 
-def km(store: Store, one: KM) -> AbstractContextManager[Path]:
-    """The KM's directory, for as long as the block runs. ArtifactError, StoreUnavailableError."""
-    return _adapter(store, store.layout.km(one.document_id, one.id), one, verify)
+def adapter(artifacts: ArtifactStore, layout: Layout, one: KM | KE) -> AbstractContextManager[Path]:
+    """The directory of a KM or a KE, for as long as the block runs. ArtifactError, StoreUnavailableError."""
+    verified = verify if isinstance(one, KM) else verify_ke
+    return _adapter(artifacts, artifact_of(layout, one), one, verified)
 
 
-def ke(store: Store, one: KE) -> AbstractContextManager[Path]:
-    """The same for a KE."""
-    return _adapter(store, store.layout.ke(one.id), one, verify_ke)
+def artifact_of(layout: Layout, one: KM | KE) -> Artifact:
+    """Where a KM or a KE lies."""
+    return layout.km(one.document_id, one.id) if isinstance(one, KM) else layout.ke(one.id)
 
 
 def passages(store: Store, document_id: str, text_sha256: str, check: Check) -> AbstractContextManager[Path]:
@@ -47,7 +49,7 @@ def share_passages(store: Store, document_id: str, text_sha256: str) -> None:
 
 @contextmanager
 def _adapter(
-    store: Store, artifact: Artifact, one: KM | KE, verified: Callable[..., dict[str, Any]]
+    artifacts: ArtifactStore, artifact: Artifact, one: KM | KE, verified: Callable[..., dict[str, Any]]
 ) -> Iterator[Path]:
     def check(directory: Path) -> None:
         manifest = verified(directory, base_fingerprint=one.base_fingerprint, tensors=False)
@@ -56,7 +58,7 @@ def _adapter(
 
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(store.artifacts.held(artifact, check))
+            path = stack.enter_context(artifacts.held(artifact, check))
         except FileNotFoundError:
             raise ArtifactError(f"the files of {one.id} are missing; look with km doctor") from None
         yield path

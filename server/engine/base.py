@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from km_registry.types import Claim
+from km_registry.types import KE, KM, Claim
 from server.engine.residency_types import Counts
 
 #: Users' questions run before synthetic text; lower runs first.
@@ -17,6 +17,10 @@ PRIORITY_SYNTHESIS = 10
 
 class EngineUnavailableError(Exception):
     """The inference engine is not running."""
+
+
+class EngineNotReachedError(EngineUnavailableError):
+    """The engine is elsewhere, and not where the settings say."""
 
 
 class AdapterLoadError(EngineUnavailableError):
@@ -37,11 +41,16 @@ class UnsupportedRequestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter as the engine knows it. Name, id and path belong together for ever."""
+    """A LoRA adapter as the engine knows it. Name, id and path belong together for ever.
+
+    `km` and `ke` are what it is made of, for a replica that has them from the store, without the path.
+    """
 
     name: str
     engine_id: int
     path: Path
+    km: KM | None = field(default=None, compare=False)
+    ke: KE | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

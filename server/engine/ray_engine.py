@@ -15,17 +15,17 @@ from ray.serve.exceptions import RayServeException
 from server.engine.base import (
     Adapter,
     Delta,
-    Engine,
     EngineStatus,
     EngineUnavailableError,
     Eviction,
     Generation,
     GenerationRequest,
 )
+from server.engine.ray_adapters import MakeReplica
 from server.engine.ray_cluster import Cluster
-from server.engine.ray_live import live_replicas, resident
+from server.engine.ray_live import live_replicas, resident, shortest_context
 from server.engine.ray_replica import Description, NotThisReplicaError
-from server.engine.ray_settings import RayConfig
+from server.engine.ray_settings import STORE, RayConfig, differences
 from server.engine.residency import Counts
 
 _log = structlog.get_logger(__name__)
@@ -49,11 +49,10 @@ class RayEngine:
     again: the pieces are the same, but for what is drawn without a seed, which fails.
     """
 
-    def __init__(self, config: RayConfig, make: Callable[[], Engine]) -> None:
-        """`make` makes a replica's engine, in the replica's process; it is pickled."""
+    def __init__(self, config: RayConfig, make: MakeReplica) -> None:
+        """`make` makes what a replica is, in the replica's process; it is pickled."""
         self._config = config
-        self._cluster = Cluster(config)
-        self._make = make
+        self._cluster = Cluster(config, make)
         self._handle: Any = None
         self._description: Description | None = None
 
@@ -63,27 +62,26 @@ class RayEngine:
         """Join the application on Ray Serve, or put it there. Waits until a replica answers.
 
         Raises:
-            EngineUnavailableError: Ray is not reached, no replica starts, or those that are there serve
-                another base model.
+            EngineNotReachedError: there is no Ray where the settings say.
+            EngineUnavailableError: no replica starts, or those that are there serve another base model, or
+                have KMs from another store.
         """
         if self._handle is not None:
             return
-        handle = await asyncio.to_thread(self._cluster.join, self._make)
+        handle = await asyncio.to_thread(self._cluster.join)
         try:
             with _translated():
                 described: Description = await asyncio.wait_for(handle.describe.remote(), _ANSWER_S)
-            self._refuse_unless_ours(described)
+            refuse_unless_ours(self._config, described)
         except (EngineUnavailableError, TimeoutError) as error:
             await asyncio.to_thread(self._cluster.leave)
             reason = str(error) or f"none said what it is within {_ANSWER_S:g} seconds"
             raise EngineUnavailableError(f"no engine replica is of use: {reason}") from error
         self._handle, self._description = handle, described
-
-    def _refuse_unless_ours(self, described: Description) -> None:
-        if described.fingerprint != self._config.fingerprint:
-            raise EngineUnavailableError(
-                f"the replicas on Ray serve the base model {described.fingerprint}, and this gateway "
-                f"{self._config.fingerprint}: give both the same KM_BASE_MODEL, or this one another cluster"
+        if differing := differences(self._config.settings, described.settings):
+            _log.warning(
+                "the engine replicas run with other settings; km engine roll-out brings these to them",
+                differing=differing,
             )
 
     def in_slots(self) -> frozenset[str]:
@@ -104,10 +102,10 @@ class RayEngine:
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt plus completion, in tokens."""
+        """Longest prompt plus completion, in tokens; while replicas are replaced, that all of them take."""
         self._running()
         assert self._description is not None
-        return self._description.max_model_len
+        return shortest_context(self._config.app) or self._description.max_model_len
 
     async def status(self) -> EngineStatus:
         """What all replicas are doing together."""
@@ -225,6 +223,21 @@ class RayEngine:
                 return name, await getattr(handle, method).remote(*args, to=name)
         except (_ReplicaDiedError, NotThisReplicaError):
             return name, _GONE
+
+
+def refuse_unless_ours(config: RayConfig, described: Description) -> None:
+    """EngineUnavailableError when the replicas serve another base model, or have KMs from another store."""
+    if described.fingerprint != config.fingerprint:
+        raise EngineUnavailableError(
+            f"the replicas on Ray serve the base model {described.fingerprint}, and this gateway "
+            f"{config.fingerprint}: give both the same KM_BASE_MODEL, or this one another cluster"
+        )
+    mine, theirs = (settings.get(STORE, "none") for settings in (config.settings, described.settings))
+    if mine != theirs:
+        raise EngineUnavailableError(
+            f"the replicas on Ray have KMs from {STORE} {theirs}, and this gateway has {mine}: give both the "
+            "same one, or this one another cluster"
+        )
 
 
 class _ReplicaDiedError(EngineUnavailableError):

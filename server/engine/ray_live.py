@@ -7,7 +7,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 #: What replicas tell of themselves.
-IN_SLOTS = "in_slots"
+IN_SLOTS, MAX_MODEL_LEN = "in_slots", "max_model_len"
 #: The request routers of this process, by application.
 _routers: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -27,6 +27,14 @@ def resident(app: str) -> dict[str, list[str]]:
     """Names of the adapters in the slots of each replica, as it told a moment ago."""
     router = _routers.get(app)
     return {} if router is None else told(list(router.curr_replicas.values()))
+
+
+def shortest_context(app: str) -> int | None:
+    """The fewest tokens that any replica reads, of those that told; None before one did."""
+    router = _routers.get(app)
+    replicas = [] if router is None else list(router.curr_replicas.values())
+    found = [one.routing_stats[MAX_MODEL_LEN] for one in replicas if MAX_MODEL_LEN in one.routing_stats]
+    return min(found, default=None)
 
 
 def told(replicas: list[Any]) -> dict[str, list[str]]:

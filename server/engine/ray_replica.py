@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 
 from ray import serve
 
 from server.engine.base import (
     Adapter,
     Delta,
-    Engine,
     EngineStatus,
     EngineUnavailableError,
     Eviction,
     Generation,
     GenerationRequest,
 )
-from server.engine.ray_live import IN_SLOTS
+from server.engine.ray_adapters import MakeReplica
+from server.engine.ray_live import IN_SLOTS, MAX_MODEL_LEN
 
 logger = logging.getLogger("ray.serve")
 
-#: How often a replica looks whether the files of what it holds are still there.
-RECONCILE_S = 1.0
 _NEWEST = 0.2
 
 
@@ -40,33 +36,34 @@ class NotThisReplicaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a replica is, and the process on which machine."""
+    """What a replica is, the process on which machine, and the settings that it was made with, by name."""
 
     fingerprint: str
     max_model_len: int
     host: str
     pid: int
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 class EngineReplica:
     """Owns an engine. Serve calls every method in one event loop.
 
     A replica that starts holds no adapter, so nothing that was deleted while it was away. One that a deletion
-    did not reach, since no gateway knew of it yet, sees that the files are gone, and evicts by itself.
+    did not reach, since no gateway knew of it yet, sees what was deleted, and evicts by itself.
     """
 
-    async def __init__(self, make: Callable[[], Engine], fingerprint: str) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self,
+        make: MakeReplica,
+        fingerprint: str,
+        settings: Mapping[str, str],
+    ) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._engine = await asyncio.to_thread(make)
+        self._engine, self._adapters = await asyncio.to_thread(make)
         await self._engine.start()
         self._description = Description(
-            fingerprint, self._engine.max_model_len, socket.gethostname(), os.getpid()
+            fingerprint, self._engine.max_model_len, socket.gethostname(), os.getpid(), settings
         )
-        #: By name, as the engine knows them: gateways count for themselves, and may see files elsewhere.
-        self._known: dict[str, Adapter] = {}
-        self._engine_ids = itertools.count(1)
-        #: Names of those whose files are looked at.
-        self._watched: set[str] = set()
         self._first_token_s = 0.0
         self._reconciling = asyncio.create_task(self._reconcile(), name="reconcile")
 
@@ -78,7 +75,8 @@ class EngineReplica:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """See Engine."""
-        found = await self._engine.generate(self._ours(request))
+        async with self._ours(request) as ours:
+            found = await self._engine.generate(ours)
         if found.first_token_s is not None:
             self._noted(found.first_token_s)
         return found
@@ -86,7 +84,7 @@ class EngineReplica:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """See Engine."""
         began, first = time.perf_counter(), True
-        async with aclosing(self._engine.stream(self._ours(request))) as deltas:
+        async with self._ours(request) as ours, aclosing(self._engine.stream(ours)) as deltas:
             async for delta in deltas:
                 if first:
                     self._noted(time.perf_counter() - began)
@@ -95,17 +93,18 @@ class EngineReplica:
 
     async def prefetch(self, adapter: Adapter) -> bool:
         """See Engine."""
-        return await self._engine.prefetch(self._local(adapter))
+        async with self._adapters.using(adapter) as ours:
+            return await self._engine.prefetch(ours)
 
     async def retire(self, adapter: Adapter, *, to: str) -> int:
         """See Engine; `to` as above."""
         self._check(to)
-        return await self._engine.retire(self._local(adapter))
+        return await self._adapters.retire(adapter)
 
     async def evict(self, adapter: Adapter, *, to: str) -> Eviction:
         """See Engine; `to` as above."""
         self._check(to)
-        return await self._evict(self._local(adapter))
+        return await self._adapters.evict(adapter)
 
     async def status(self, *, to: str) -> EngineStatus:
         """See Engine; `to` as above."""
@@ -124,9 +123,10 @@ class EngineReplica:
             raise EngineUnavailableError("this replica no longer looks for what was deleted")
         await self._engine.check()
 
-    def record_routing_stats(self) -> dict[str, list[str]]:
-        """What gateways route by."""
-        return {IN_SLOTS: sorted(self._engine.in_slots())}
+    def record_routing_stats(self) -> dict[str, list[str] | int]:
+        """What gateways route by, and how much may be asked."""
+        in_slots = sorted({self._adapters.name_of(name) for name in self._engine.in_slots()})
+        return {IN_SLOTS: in_slots, MAX_MODEL_LEN: self._description.max_model_len}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What replicas are added by, beside the requests that Serve counts."""
@@ -136,23 +136,16 @@ class EngineReplica:
         """Serve calls it when the replica is to end."""
         self._reconciling.cancel()
         await self._engine.close()
+        await asyncio.to_thread(self._adapters.close)
 
-    def _ours(self, request: GenerationRequest) -> GenerationRequest:
-        return replace(request, adapter=self._local(request.adapter)) if request.adapter else request
-
-    def _local(self, adapter: Adapter) -> Adapter:
-        """The adapter as this replica's engine knows it."""
-        known = self._known.get(adapter.name)
-        if known is None:
-            known = replace(adapter, engine_id=next(self._engine_ids))
-            self._known[adapter.name] = known
-        self._watched.add(adapter.name)
-        return known
-
-    async def _evict(self, adapter: Adapter) -> Eviction:
-        evicted = await self._engine.evict(adapter)
-        self._watched.discard(adapter.name)
-        return evicted
+    @asynccontextmanager
+    async def _ours(self, request: GenerationRequest) -> AsyncIterator[GenerationRequest]:
+        """The request as the engine takes it, for as long as the block runs."""
+        if request.adapter is None:
+            yield request
+            return
+        async with self._adapters.using(request.adapter) as adapter:
+            yield replace(request, adapter=adapter)
 
     def _noted(self, first_token_s: float) -> None:
         self._first_token_s += _NEWEST * (first_token_s - self._first_token_s)
@@ -160,8 +153,8 @@ class EngineReplica:
     async def _reconcile(self) -> None:
         leaving: dict[str, asyncio.Task[None]] = {}
         while True:
-            await asyncio.sleep(RECONCILE_S)
-            for adapter in await asyncio.to_thread(self._deleted):
+            await asyncio.sleep(self._adapters.look_every_s)
+            async for adapter in self._adapters.deleted():
                 # Each by itself: it waits for the answers that it is in.
                 if adapter.name not in leaving or leaving[adapter.name].done():
                     leaving[adapter.name] = asyncio.create_task(self._forget(adapter))
@@ -169,23 +162,13 @@ class EngineReplica:
 
     async def _forget(self, adapter: Adapter) -> None:
         try:
-            await self._engine.retire(adapter)
-            await self._evict(adapter)
+            await self._adapters.retire(adapter)
+            await self._adapters.evict(adapter)
         except EngineUnavailableError:
             # An engine that is gone holds nothing; its health check has the replica replaced.
             return
-        logger.info("evicted %s, whose files are gone", adapter.name)
-
-    def _deleted(self) -> list[Adapter]:
-        return [self._known[name] for name in list(self._watched) if _is_gone(self._known[name].path)]
-
-
-def _is_gone(path: Path) -> bool:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        # A file system that is away for a moment says nothing about what is on it.
-        return False
-    return False
+        except OSError as error:
+            logger.warning("%s was deleted and is not removed yet: %s", adapter.name, error.strerror)
+            return
+        self._adapters.forgotten(adapter)
+        logger.info("evicted %s, which was deleted", adapter.name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 #: The application on Ray Serve that gateways share. One cluster serves one base model.
 APP = "km-engine"
 DEPLOYMENT = "EngineReplica"
+#: The setting by which replicas have KMs, as they tell it.
+STORE = "KM_STORE_URL"
 #: Serve loads it by its path.
 ROUTER = "server.engine.ray_routing.ResidencyRequestRouter"
 
@@ -20,7 +23,9 @@ class RayConfig:
     `directory`. With `max_replicas` above `replicas` Serve adds and removes replicas by itself, so that each
     has about `target_requests` at a time and, if given, first tokens come within `target_first_token_s`.
     `fingerprint` is the base model's: replicas with another one are refused. `router` is Serve's request
-    router. Without `deploys` the application is somebody else's to deploy, and waited for.
+    router. Without `deploys` the application is somebody else's to deploy, and waited for. `settings` are
+    those, by name, that replicas are made with and tell: where others run, an operator is told. With `surge`
+    replicas that replace others start before those end, as far as there is room.
     """
 
     fingerprint: str
@@ -36,3 +41,12 @@ class RayConfig:
     deploys: bool = True
     app: str = APP
     router: str = ROUTER
+    settings: Mapping[str, str] = field(default_factory=dict)
+    surge: bool = True
+
+
+def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """In which settings replicas that run differ from those in force here, for people."""
+    here, there = ({name: one.get(name, "unknown") for name in {*mine, *theirs}} for one in (mine, theirs))
+    differing = sorted(name for name in here if here[name] != there[name])
+    return [f"{name} is {there[name]} there, {here[name]} here" for name in differing]

@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from km_registry.backup.backup import back_up
 from km_registry.backup.restore import restore
 from km_registry.base_model import BaseModel
 from km_registry.config import RegistrySettings
+from km_registry.copies import Copies
 from km_registry.doctor.examination import examine, repair
 from km_registry.errors import ArtifactError, ConflictError, NotFoundError, StoreUnavailableError
 from km_registry.events import MemoryNotifier, NullNotifier
 from km_registry.registry import Registry
 from km_registry.store.store import Store
-from km_registry.types import KM, Document, Job, JobState, Principal
+from km_registry.types import KE, KM, Document, Job, JobState, Principal
 from tests.contract.support import FIRST, SECOND, claimed, files_below, publish, purge_superseded
 from tests.object_store import S3Server, keys, raw, running
 from tests.support import BASE_FINGERPRINT, stage_km, write_ke
@@ -125,6 +128,22 @@ class TestEveryStore:
                 assert (directory / "composition.safetensors").is_file()
             assert other_ke.digest == ke.digest
         assert problems(settings) == []
+
+    def test_a_manifest_is_read_without_the_rest(
+        self,
+        registry: Registry,
+        settings: RegistrySettings,
+        trained: tuple[Document, KM],
+        tmp_path: Path,
+    ) -> None:
+        _, km = trained
+        written = (Path(km.path) / "manifest.json").read_bytes()
+        with another_machine(settings, tmp_path) as other:
+            assert other.km_manifest(km) == registry.km_manifest(km) == written
+            with pytest.raises(FileNotFoundError):
+                other.km_manifest(replace(km, id="km_unknown"))
+        if settings.store_url is not None:
+            assert files_below(tmp_path / "elsewhere" / "cache") == []
 
     def test_an_index_of_passages_is_seen_whole(
         self,
@@ -340,6 +359,27 @@ def test_a_damaged_object_is_refused_and_never_kept(
 
 
 @shared
+def test_a_machine_without_records_sees_what_was_deleted(
+    registry: Registry,
+    settings: RegistrySettings,
+    owner: Principal,
+    trained: tuple[Document, KM],
+    tmp_path: Path,
+) -> None:
+    document, km = trained
+    assert settings.store_url is not None
+    copies = Copies(tmp_path / "replica", settings.store_url, 10**9)
+    with copies.held(km) as directory:
+        assert (directory / "manifest.json").is_file()
+    assert copies.is_stored(km)
+    registry.tombstone(owner, document.id)
+    registry.purge(document.id)
+    assert not copies.is_stored(km)
+    copies.remove(km)
+    assert files_below(tmp_path / "replica") == []
+
+
+@shared
 def test_an_altered_text_is_refused(
     registry: Registry, settings: RegistrySettings, trained: tuple[Document, KM], tmp_path: Path
 ) -> None:
@@ -462,5 +502,10 @@ def test_a_bucket_that_is_not_there_is_said(settings: RegistrySettings) -> None:
         with pytest.raises(StoreUnavailableError, match="no such bucket"):
             opened.add_document(ada, "n", FIRST)
         assert opened.list_documents(ada) == []
+    # Or all that was ever fetched from there would be taken for deleted.
+    copies = Copies(wrong.data_dir / "replica", "s3://no-such-bucket", 10**9)
+    ke = KE("ke_1", "n", 1, "d" * 64, "", "test", BASE_FINGERPRINT, 4, "f", "ke", False, datetime.now(UTC))
+    with pytest.raises(StoreUnavailableError, match="cannot list"):
+        copies.is_stored(ke)
     # The mark by which the next start looks for the rest.
     shutil.rmtree(wrong.data_dir / "cache" / "documents")

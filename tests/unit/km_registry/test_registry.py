@@ -11,11 +11,11 @@ PUBLIC = """
 add_document all_kms_of authenticate beat cancel cancelled claim clock_ahead_s close
 complete_deletion counts create_user document_of end_run ensure_admin events_after fail
 forget_copies get_document hand_over handed_over has_shared_store held_km held_passages job job_of
-job_recipe jobs_held jobs_of km_of kms_after kms_of let_go list_documents open passages_dir
-pending_deletions pending_replacements previous_km prioritise progress publish purge
+job_recipe jobs_held jobs_of km_manifest km_of kms_after kms_of let_go list_documents open
+passages_dir pending_deletions pending_replacements previous_km prioritise progress publish purge
 purge_superseded put_off queued_jobs read_text receipt recover release retrain run_of share_passages
 superseded sweep sweep_store tombstone training_measures trainings unfinished_jobs update_document
-versions_of work_dir
+versions_of waiting_by_queue work_dir
 """
 
 

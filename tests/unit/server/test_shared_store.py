@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from km_registry.registry import Registry
 from server.app import AppState
 from server.config import ServerSettings
 from server.keepers import keep_swept, keepers_of
-from tests.support import BASE_FINGERPRINT, write_ke
+from tests.support import BASE_FINGERPRINT, away, write_ke
 from tests.unit.server.conftest import TEXT, Someone, error_of, train
 
 
@@ -31,19 +29,6 @@ def share(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(settings: ServerSettings, share: Path) -> ServerSettings:
     return settings.model_copy(update={"store_url": f"file://{share}"})
-
-
-@contextmanager
-def away(share: Path) -> Iterator[None]:
-    """The store refuses to read and to write."""
-    elsewhere = share.with_name("unreachable")
-    share.rename(elsewhere)
-    share.touch()
-    try:
-        yield
-    finally:
-        share.unlink()
-        elsewhere.rename(share)
 
 
 def without_copies(settings: ServerSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -18,37 +18,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from km_registry import base_model
 from km_registry.errors import KMError
-from server.engine.base import Adapter, AdapterLoadError, Engine, EngineUnavailableError, GenerationRequest
+from server.engine.base import Adapter, AdapterLoadError, EngineUnavailableError, GenerationRequest
 from server.engine.ray_engine import RayEngine
 from server.engine.ray_live import live_replicas
-from server.engine.ray_settings import RayConfig
-from server.engine.scripted import Pace, ScriptedEngine
 from server.ray_application import build
 from tests.contract.engine_contract import QUESTION, Ask, EngineContract, until
+from tests.integration.on_ray.conftest import MAKE
 from tests.unit.deploy.shapes import serve_config
 
 _ids = itertools.count(1)
-SLOTS = 2
-
-
-class Letters:
-    """A token for every character."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) for letter in text]
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return "".join(map(chr, token_ids))
-
-
-def long_reply(request: GenerationRequest) -> str:
-    speaker = request.adapter.name if request.adapter else "base"
-    drawn = request.seed if request.temperature else ""
-    return f"{speaker} says{drawn} at length: " + "la " * 40
-
-
-def make() -> Engine:
-    return ScriptedEngine(Letters(), slots=SLOTS, reply=long_reply, pace=Pace(token_s=0.02))
 
 
 async def kill_the_busy(engine: RayEngine) -> None:
@@ -59,35 +37,9 @@ async def kill_the_busy(engine: RayEngine) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ray")
-
-
-@pytest.fixture(scope="module")
-def settings(folder: Path, embedded_model: Path) -> dict[str, str]:
-    """What a node of Ray is told on which the application is built by its path."""
-    (folder / "data").mkdir()
-    (folder / "data" / "models").symlink_to(embedded_model.parent, target_is_directory=True)
-    return {"KM_DATA_DIR": str(folder / "data"), "KM_RAY_ENGINE": "scripted", "KM_RAY_REPLICA_CPUS": "0.1"}
-
-
-@pytest.fixture(scope="module")
-async def pair(folder: Path, settings: dict[str, str]) -> AsyncIterator[RayEngine]:
-    """Two replicas of it."""
-    config = RayConfig("fingerprint", SLOTS, folder / "ray", replicas=2, max_replicas=2, cpus=0.1)
-    engine = RayEngine(config, make)
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in settings.items():
-            environment.setenv(name, value)
-        await engine.start()
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture(scope="module")
 async def alone(pair: RayEngine) -> AsyncIterator[RayEngine]:
     """One replica, on the same Ray."""
-    alone = RayEngine(replace(pair._config, app="km-alone", replicas=1, max_replicas=1), make)
+    alone = RayEngine(replace(pair._config, app="km-alone", replicas=1, max_replicas=1), MAKE)
     await alone.start()
     yield alone
     await alone.close()
@@ -131,7 +83,7 @@ class TestOneReplica(EngineContract):
 
 
 async def test_a_gateway_of_another_base_model_is_refused(pair: RayEngine) -> None:
-    other = RayEngine(replace(pair._config, fingerprint="another"), make)
+    other = RayEngine(replace(pair._config, fingerprint="another"), MAKE)
     with pytest.raises(EngineUnavailableError, match="base model fingerprint, and this gateway another"):
         await other.start()
     await pair.check()
@@ -209,10 +161,10 @@ async def test_gateways_join_what_was_deployed_by_its_path(
 ) -> None:
     """As a RayService of KubeRay deploys it, with the very configuration that the chart gives it."""
     model = base_model.resolve("embedded", Path(settings["KM_DATA_DIR"]))
-    config = RayConfig(
-        model.fingerprint, SLOTS, pair._config.directory, address="auto", app="km-declared", deploys=False
+    config = replace(
+        pair._config, fingerprint=model.fingerprint, address="auto", app="km-declared", deploys=False
     )
-    gateway = RayEngine(config, make)
+    gateway = RayEngine(config, MAKE)
     joining = asyncio.create_task(gateway.start())
     declared = yaml.safe_load(serve_config())
     declared["applications"][0]["name"] = config.app
