@@ -242,7 +242,7 @@ async def test_a_kes_composites_leave_the_engine(
 ) -> None:
     gone = [await use(composites, engine, ke, one) for one in (km, None)]
     kept = await use(composites, engine, replace(ke, id="ke_2"), km)
-    assert {one.name for one in await composites.evict_ke(ke.id)} == {adapter.name for adapter in gone}
+    assert {one.name for one in await composites.evict_ke(ke)} == {adapter.name for adapter in gone}
     assert set(engine.resident) == {kept.name}
 
 
