@@ -120,4 +120,11 @@ def demo(
     check_recipe(fields, RecipeLimits(rank=settings.lora_rank, generators=frozenset(settings.generators)))
     from server.demo import main as run
 
-    raise typer.Exit(run(fields, document))
+    # Converting the base model takes longer than the server's start: once for all demos, and `km serve`.
+    models = settings.data_dir / "models"
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        models.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        fail(f"{models} cannot be made ({error.strerror}). Set KM_DATA_DIR to a directory of yours.")
+    raise typer.Exit(run(fields, document, models))

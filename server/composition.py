@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import structlog
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from km_registry.base_model import EMBEDDED, BaseModel
 from km_registry.config import GeneratorEndpoint
@@ -49,6 +51,8 @@ class Records:
     registry: Registry
     queue: JobQueue
     redis: Redis
+    #: For what is asked in every request: it does not try again while a user waits.
+    hasty_redis: Redis
     events: AsyncRedis
     #: The id of the data directory.
     home: str
@@ -58,6 +62,7 @@ class Records:
         await self.events.aclose()
         self.registry.close()
         self.redis.close()
+        self.hasty_redis.close()
 
 
 def open_records(settings: ServerSettings, redis_url: str) -> Records:
@@ -75,7 +80,14 @@ def open_records(settings: ServerSettings, redis_url: str) -> Records:
         raise ServeError(str(error)) from error
     if removed := registry.recover():
         _log.info("removed what was left of uploads that were cut short", count=removed)
-    return Records(registry, RqJobQueue(redis, registry), redis, open_async_redis(redis_url), home)
+    return Records(
+        registry,
+        RqJobQueue(redis, registry),
+        redis,
+        open_redis(redis_url, retry=Retry(NoBackoff(), 0)),
+        open_async_redis(redis_url),
+        home,
+    )
 
 
 def _of_one_installation(registry: Registry) -> str:
@@ -168,7 +180,7 @@ def make_state(
         tokenizer=tokenizer,
         base_model=model,
         load_embedder=_embedder_loader(settings),
-        limit_storage=_limit_storage(records.redis),
+        limit_storage=_limit_storage(records.hasty_redis),
         clock_redis=records.redis if settings.redis_url else None,
         tracing=tracing,
     )

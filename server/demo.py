@@ -40,11 +40,13 @@ class DemoError(Exception):
     """The demo could not be carried through."""
 
 
-def main(recipe: dict[str, Any] | None = None, document: Path | None = None) -> int:
-    """Run the demo and print its table and its JSON line; 0 when everything held."""
+def main(
+    recipe: dict[str, Any] | None = None, document: Path | None = None, models: Path | None = None
+) -> int:
+    """Run the demo and print its table and its JSON line; 0 when everything held. See `run`."""
     console = Console()
     try:
-        figures = run(console, recipe or {}, document)
+        figures = run(console, recipe or {}, document, models)
     except (DemoError, SampleError) as error:
         console.print(f"[red]The demo stopped: {error}[/red]")
         return 1
@@ -52,10 +54,13 @@ def main(recipe: dict[str, Any] | None = None, document: Path | None = None) -> 
     return 0 if figures["after_delete"] == "404" and figures["base_unchanged"] else 1
 
 
-def run(console: Console, recipe: dict[str, Any], document: Path | None = None) -> dict[str, Any]:
+def run(
+    console: Console, recipe: dict[str, Any], document: Path | None = None, models: Path | None = None
+) -> dict[str, Any]:
     """The whole story on a server with a fresh data directory; returns the figures.
 
     `document` is a Markdown file with its questions beside it (.jsonl), the sample in the package otherwise.
+    `models` is a directory that converted models are kept in; without one it ends with the demo.
 
     Raises:
         DemoError: the server did not start, or the training failed.
@@ -65,7 +70,7 @@ def run(console: Console, recipe: dict[str, Any], document: Path | None = None) 
     with tempfile.TemporaryDirectory(prefix="km-demo-") as directory:
         data_dir = Path(directory) / "data"
         try:
-            with own_server(data_dir) as server:
+            with own_server(data_dir, models=models) as server:
                 key = {"Authorization": f"Bearer {server.admin_key}"}
                 with httpx.Client(base_url=server.url, headers=key, timeout=httpx.Timeout(600.0)) as http:
                     figures = _story(http, Scorer.for_data_dir(http, data_dir), sample, recipe, console)

@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 #: A limit, and whose it is.
 Bound = tuple[RateLimitItem, str]
+#: For how many seconds a Redis that was away is not asked: a connection that is not answered takes long.
+_AWAY_S = 5.0
 
 
 class Limiter:
@@ -34,6 +36,7 @@ class Limiter:
         self._settings = settings
         self._alone = FixedWindowRateLimiter(MemoryStorage())
         self._shared = None if storage is None else FixedWindowRateLimiter(storage)
+        self._asked_again = 0.0
 
     @property
     def limits_requests(self) -> bool:
@@ -76,10 +79,11 @@ class Limiter:
         return self._counted(lambda limiter: limiter.test(item, whose))
 
     def _counted(self, call: Callable[[FixedWindowRateLimiter], T]) -> T:
-        if self._shared is not None:
+        if self._shared is not None and time.monotonic() >= self._asked_again:
             try:
                 return call(self._shared)
             except RedisError as error:
+                self._asked_again = time.monotonic() + _AWAY_S
                 _log.warning("limits are counted here alone: Redis is away", error=type(error).__name__)
         return call(self._alone)
 

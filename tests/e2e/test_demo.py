@@ -37,11 +37,24 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_demo_tells_the_whole_story_and_leaves_nothing_running(document: Path) -> None:
+@pytest.fixture
+def environment(tmp_path: Path, embedded_model: Path) -> dict[str, str]:
+    """A user's data directory, in which the base model is converted already."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith("KM_")}
+    found["KM_DATA_DIR"] = str(tmp_path / "data")
+    if embedded_model.parent.name == "models":
+        (tmp_path / "data").mkdir(mode=0o700)
+        (tmp_path / "data" / "models").symlink_to(embedded_model.parent, target_is_directory=True)
+    return found
+
+
+def test_the_demo_tells_the_whole_story_and_leaves_nothing_running(
+    document: Path, environment: dict[str, str]
+) -> None:
     before = {process.pid for process in psutil.process_iter()}
     done = subprocess.run(
         [sys.executable, "-m", "server", "demo", "--document", str(document), "--recipe", json.dumps(RECIPE)],
-        env={name: value for name, value in os.environ.items() if not name.startswith("KM_")},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=570,

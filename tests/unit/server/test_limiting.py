@@ -10,6 +10,9 @@ import pytest
 from fastapi import FastAPI
 from limits.storage import MemoryStorage, RedisStorage, Storage
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from km_registry.types import Principal
 from server.app import AppState
@@ -84,10 +87,23 @@ def test_servers_count_together(tmp_path: Path, redis_server: Redis) -> None:
 
 
 def test_without_redis_each_counts_for_itself(tmp_path: Path) -> None:
-    nowhere = Redis(unix_socket_path=str(tmp_path / "none"))
+    nowhere = Redis(unix_socket_path=str(tmp_path / "none"), retry=Retry(NoBackoff(), 0))
     away = RedisStorage("redis://", connection_pool=nowhere.connection_pool)
     limiter = Limiter(limited(tmp_path, user_requests_per_minute=3), away)
     assert counted(limiter.request, ADA) == 3
+
+
+def test_a_redis_that_is_away_is_not_asked_for_every_request(tmp_path: Path) -> None:
+    asked = []
+
+    class Away(MemoryStorage):
+        def incr(self, key: str, *_: Any, **__: Any) -> int:
+            asked.append(key)
+            raise RedisConnectionError
+
+    limiter = Limiter(limited(tmp_path, user_requests_per_minute=3), Away())
+    assert counted(limiter.request, ADA) == 3
+    assert len(asked) == 1
 
 
 def test_without_settings_nothing_is_limited(tmp_path: Path) -> None:
