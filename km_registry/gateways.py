@@ -46,7 +46,7 @@ class Gateways:
     def acknowledged(
         self, gateway_id: str, subjects: Collection[str], document_id: str | None = None
     ) -> Acknowledged:
-        """Which other gateways have let go of all of these, or of the document as a whole, and which that
+        """Which gateways have let go of all of these, or of the document as a whole, and which others that
         live have not."""
         return gateways.acknowledged(self._store, gateway_id, subjects, document_id)
 

@@ -14,6 +14,7 @@ from km_registry.config import RegistrySettings
 from km_registry.doctor import examination
 from km_registry.doctor.findings import Finding
 from km_registry.events import NullNotifier
+from km_registry.store.gateways import living
 from km_registry.store.store import Store
 from server.startup import ServeError, data_directory
 
@@ -42,7 +43,7 @@ def examined(settings: RegistrySettings) -> Iterable[Finding]:
     store = Store.open(settings, NullNotifier())
     try:
         found = examination.examine(store, CHECKS)
-        if found and _is_served(settings.data_dir):
+        if found and (_is_served(settings.data_dir) or living(store)):
             time.sleep(_PASSING_S)
             before = set(found)
             found = [finding for finding in examination.examine(store, CHECKS) if finding in before]
@@ -56,6 +57,11 @@ def repaired(settings: RegistrySettings) -> Iterator[tuple[Finding, bool]]:
     with data_directory(settings.data_dir):
         store = Store.open(settings, NullNotifier())
         try:
+            if hosts := sorted({one.host for one in living(store)}):
+                raise ServeError(
+                    f"Servers on {', '.join(hosts)} use this database. Stop them first (one that was killed "
+                    "counts for 15 seconds more)."
+                )
             for outcome in examination.repair(examination.examine(store, CHECKS)):
                 yield outcome.finding, outcome.repaired
         finally:

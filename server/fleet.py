@@ -99,9 +99,11 @@ class Fleet:
     async def acknowledged(
         self, subjects: Collection[str], document_id: str | None = None
     ) -> dict[str, Evicted]:
-        """Wait until every live gateway has let go of these, or of the document as a whole; what the others
-        had of it. NotAcknowledgedError when that takes long: they go on, and it can be asked again."""
-        if not self.has_joined or not subjects:
+        """Wait until every other live gateway has let go of these, or of the document as a whole; what each
+        had of it, as it said, this one too. NotAcknowledgedError when that takes long: they go on, and it can
+        be asked again."""
+        # Also once this gateway has left: what it ends then the others may still answer from.
+        if not self._gateways.may_have_others or not subjects:
             return {}
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -117,18 +119,22 @@ class Fleet:
                 f"Gateways have not let go of it yet: {', '.join(found.awaited)}"
             ) from error
 
-    def receipt(self, evicted: Evicted, others: dict[str, Evicted]) -> dict[str, Any]:
-        """What a receipt says of the engines: what this one and the others let go of, and who they are."""
-        both = sum(others.values(), evicted)
+    def receipt(self, evicted: Evicted, told: dict[str, Evicted]) -> dict[str, Any]:
+        """What a receipt says of the engines: what this one and the others let go of, and who they are.
+
+        What this one said counts, if it did: a deletion that is completed later finds nothing here any more.
+        """
+        by = {self.gateway.id: evicted, **told}
+        together = sum(by.values(), Evicted())
         found: dict[str, Any] = {
-            "engine_adapters": both.adapters,
-            "engine_slots": both.slots,
-            "engine_prefixes_forgotten": both.prefixes_forgotten,
+            "engine_adapters": together.adapters,
+            "engine_slots": together.slots,
+            "engine_prefixes_forgotten": together.prefixes_forgotten,
         }
-        if both.replicas:
-            found["engine_replicas"] = list(both.replicas)
-        if self.has_joined:
-            found["engine_gateways"] = sorted({self.gateway.id, *others})
+        if together.replicas:
+            found["engine_replicas"] = list(together.replicas)
+        if self._gateways.may_have_others:
+            found["engine_gateways"] = sorted(by)
         return found
 
     def _found(self, beat: Beat) -> None:

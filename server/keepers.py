@@ -102,7 +102,8 @@ async def keep_in_fleet(
             if fleet.fence.must_reconcile and engine.reason is None:
                 letting_go.begin_reconciling()
             if fleet.others and engine.reason is None:
-                await letting_go.begin_pending()
+                # Not waited for: a heartbeat waits for nobody's work.
+                letting_go.begin_pending()
         except SQLAlchemyError as error:
             _log.warning("no heartbeat; will try again", error=type(error).__name__)
         await asyncio.sleep(every_s)

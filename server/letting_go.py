@@ -55,10 +55,10 @@ class LettingGo:
         """Let go of a tombstoned KE. Any answer that is under way may have chosen it."""
         return await self._running.done(ke.id, partial(self._ke, ke))
 
-    async def begin_pending(self) -> None:
+    def begin_pending(self) -> None:
         """Begin with what others wait for: what is gone, and not said to have left this gateway. What lies
         here of it goes too; whoever purges counts what goes with it."""
-        await self._looking.done("all", self._look)
+        self._looking.begin("all", self._look)
 
     async def _look(self) -> None:
         found = await run_in_threadpool(self._registry.gateways.unacknowledged, self._fleet.gateway.id)
@@ -99,6 +99,8 @@ class LettingGo:
     async def _superseded(self, gone: Superseded, *, copies: bool = False) -> Evicted:
         # Every answer that began with the former text or KM. Later ones find the newer.
         await self._in_flight.drain(gone.document_id)
+        if gone.versions:
+            self._retriever.drop(gone.document_id)
         evicted = summed(await self._composites.evict_kms(gone.kms))
         if copies:
             await self._forget_copies(gone.document_id, [km.id for km in gone.kms], whole=False)
@@ -127,7 +129,8 @@ class LettingGo:
 
     async def _forget_what_is_gone(self) -> None:
         """Compare all that is here with what the records still have: their rows may be purged by now."""
-        held, kes = self._composites.held, self._composites.held_kes
+        # What is given to the engine from here on was allowed by the records as they are.
+        held, kes = dict(self._composites.held), self._composites.held_kes
         documents = {one.document_id for one in held.values()}
         documents |= {*self._retriever.documents, *self._in_flight.documents}
         there = await run_in_threadpool(

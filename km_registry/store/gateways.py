@@ -76,14 +76,12 @@ def acknowledge(store: Store, gateway_id: str, subjects: Collection[str], evicte
 def acknowledged(
     store: Store, gateway_id: str, subjects: Collection[str], document_id: str | None
 ) -> Acknowledged:
-    """Which other gateways have let go of all of these, or of the document as a whole, and which that live
+    """Which gateways have let go of all of these, or of the document as a whole, and which others that live
     have not."""
     with store.database.reading() as session:
         others = {one.id for one in _others(session, gateway_id, store.database.moment(session))}
         which = [*subjects] if document_id is None else [*subjects, document_id]
-        rows = session.scalars(
-            select(EvictionRow).where(EvictionRow.subject.in_(which), EvictionRow.gateway_id != gateway_id)
-        ).all()
+        rows = session.scalars(select(EvictionRow).where(EvictionRow.subject.in_(which))).all()
     told: dict[str, dict[str, Evicted]] = {}
     for row in rows:
         told.setdefault(row.gateway_id, {})[row.subject] = Evicted.of_dict(row.evicted)
@@ -93,6 +91,12 @@ def acknowledged(
         if document_id in of or set(subjects) <= of.keys()
     }
     return Acknowledged(by, tuple(sorted(others - by.keys())))
+
+
+def living(store: Store) -> tuple[Gateway, ...]:
+    """The gateways that live."""
+    with store.database.reading() as session:
+        return _others(session, "", store.database.moment(session))
 
 
 def unacknowledged(store: Store, gateway_id: str) -> Unacknowledged:

@@ -22,6 +22,8 @@ from server.metrics import Metrics
 LOOK_S = 5.0
 #: Of so many KMs and KEs, those that were used last.
 MOST = 1024
+#: The store is asked for so many at a time.
+_AT_ONCE = 32
 
 
 class CopiedAdapters:
@@ -88,14 +90,19 @@ class CopiedAdapters:
     async def deleted(self) -> AsyncIterator[Adapter]:
         """See ReplicaAdapters: those that the store does not have. Those used longest ago leave besides."""
         await self._make_room()
-        for one in list(self._watched.values()):
+        watched = list(self._watched.values())
+        for start in range(0, len(watched), _AT_ONCE):
+            some = watched[start : start + _AT_ONCE]
             try:
-                if await asyncio.to_thread(self._copies.is_stored, one):
-                    continue
+                stored = await asyncio.gather(
+                    *(asyncio.to_thread(self._copies.is_stored, one) for one in some)
+                )
             except StoreUnavailableError:
                 # Says nothing about what is in it.
                 return
-            yield adapter_of(one)
+            for one, is_there in zip(some, stored, strict=True):
+                if not is_there:
+                    yield adapter_of(one)
 
     def forgotten(self, adapter: Adapter) -> None:
         """See ReplicaAdapters. What somebody uses, or fetches, is looked for again."""

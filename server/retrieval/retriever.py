@@ -132,6 +132,10 @@ class Retriever:
         await _stopped([*begun, *making])
         self._cache.drop(document_id)
 
+    def drop(self, document_id: str) -> None:
+        """Drop what is in memory of the document's versions. What of it is asked again is read again."""
+        self._cache.drop(document_id)
+
     @property
     def documents(self) -> frozenset[str]:
         """Of which documents something is in memory, or being made."""

@@ -15,8 +15,10 @@ from km_registry.gateways import Gateways
 from km_registry.types import KM
 from server import fleet as fleets
 from server.app import AppState
+from server.doctor import repaired
 from server.fencing import FENCE_S
 from server.keepers import keepers_of
+from server.startup import ServeError
 from tests.support import write_ke
 from tests.unit.server.conftest import TEXT, Someone, error_of, train
 from tests.unit.server.gateways import Running, Site, acknowledged, beating, until
@@ -114,6 +116,39 @@ async def test_both_may_complete_the_same_deletion(here: Running, there: Running
     assert receipt.purged["engine_gateways"] == sorted([here.id, there.id])
 
 
+async def test_a_deletion_that_is_completed_later_tells_what_left_before(
+    here: Running, there: Running
+) -> None:
+    document_id, _ = await asked(here, there)
+    here.registry.tombstone(here.ada.principal, document_id)
+    await here.state.letting_go.document(document_id)
+    await here.state.deletions.resume()
+    purged = here.registry.receipt(here.ada.principal, document_id).purged
+    assert (purged["engine_adapters"], purged["engine_slots"]) == (2, 2)
+
+
+async def test_nothing_is_mended_under_a_gateway_on_another_machine(site: Site, here: Running) -> None:
+    with pytest.raises(ServeError, match=f"Servers on {here.state.fleet.gateway.host} use this database"):
+        await asyncio.to_thread(lambda: list(repaired(site.settings("elsewhere"))))
+
+
+async def test_who_has_left_completes_nothing_without_the_others(here: Running, there: Running) -> None:
+    document_id, _ = await asked(here, there)
+    there.engine.hold()
+    asking = asyncio.create_task(there.ada.ask(document_id, "icl"))
+    await asyncio.wait_for(there.engine.until_asked(2), 10)
+    await here.state.fleet.leave()
+    here.registry.tombstone(here.ada.principal, document_id)
+    completing = asyncio.create_task(here.state.deletions.resume())
+    await until(lambda: document_id in there.state.in_flight.waited_for)
+    assert [one.id for one in here.registry.pending_deletions()] == [document_id]
+    there.engine.release()
+    assert (await asking).status_code == 200
+    await asyncio.wait_for(completing, 10)
+    receipt = here.registry.receipt(here.ada.principal, document_id)
+    assert receipt.purged["engine_gateways"] == sorted([here.id, there.id])
+
+
 @on_both
 async def test_who_is_silent_is_not_waited_for_and_catches_up_before_it_answers(
     site: Site, here: Running
@@ -179,12 +214,15 @@ async def test_superseded_kms_leave_all_gateways_before_they_are_purged(
     here: Running, there: Running
 ) -> None:
     document_id, former = await asked(here, there)
+    assert (await there.ada.ask(document_id, "rag")).status_code == 200
     change = {"title": "Harbour", "text": TEXT + " It closes at nine."}
     assert (await here.ada.http.put(f"/documents/{document_id}", json=change)).status_code == 202
     await here.state.replacements.settled()
     newer = train(here.registry, document_id, here.ada.principal)
     await here.state.replacements.resume()
     assert here.registry.superseded(document_id) is None
+    # Nor what it searched in of the former text.
+    assert document_id not in there.state.retriever.documents
     for gateway in (here, there):
         assert former.id not in gateway.engine.resident
         assert copies(gateway, former.id) == []
