@@ -12,6 +12,8 @@ from km_registry.registry import Registry
 
 _log = structlog.get_logger(__name__)
 
+_NAMES = {"database": "the database", "redis": "Redis"}
+
 
 class Clocks:
     """What was last found. Without Redis' connection only the database is asked."""
@@ -39,6 +41,3 @@ class Clocks:
         self.skews = found
         for warning in self.warnings:
             _log.warning("clocks differ", what=warning)
-
-
-_NAMES = {"database": "the database", "redis": "Redis"}

@@ -107,6 +107,14 @@ def settings(tmp_path: Path) -> RegistrySettings:
 
 
 @pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """The directory that machines mount."""
+    directory = tmp_path / "share"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
 def notifier() -> MemoryNotifier:
     """The notifier of `registry`, which can also be followed."""
     return MemoryNotifier()

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from km_registry.artifacts import write_ke_manifest, write_manifest
 from km_registry.prompts import PROMPT_FORMAT
 from km_registry.registry import Registry
-from km_registry.types import Document, Job
+from km_registry.types import KM, Document, Job, Principal
 
 BASE_FINGERPRINT = "f" * 64
 
@@ -115,3 +115,11 @@ def away(share: Path) -> Iterator[None]:
     finally:
         share.unlink()
         elsewhere.rename(share)
+
+
+def trained(registry: Registry, owner: Principal, text: str) -> KM:
+    """The KM of a new document, as a worker publishes it."""
+    document, job, _ = registry.add_document(owner, "Harbour", text)
+    claimed = registry.claim(job.id)
+    assert claimed is not None
+    return registry.publish(job.id, claimed.attempt, stage_km(registry, document, claimed), {})

@@ -11,6 +11,13 @@ from km_registry.config import RegistrySettings
 from km_registry.registry import Registry
 from km_registry.types import KM, Document, Job, Principal
 from tests.contract.support import FIRST, files_below, publish
+from tests.object_store import S3Server, running
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with running() as server, server.credentials():
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

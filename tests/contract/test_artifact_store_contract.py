@@ -29,14 +29,8 @@ from km_registry.registry import Registry
 from km_registry.store.store import Store
 from km_registry.types import KE, KM, Document, Job, JobState, Principal
 from tests.contract.support import FIRST, SECOND, claimed, files_below, publish, purge_superseded
-from tests.object_store import S3Server, keys, raw, running
+from tests.object_store import S3Server, keys, raw
 from tests.support import BASE_FINGERPRINT, stage_km, write_ke
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with running() as server, server.credentials():
-        yield server
 
 
 @pytest.fixture

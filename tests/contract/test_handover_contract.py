@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,8 @@ from km_registry.store import handover
 from km_registry.types import Document, Job, JobState, Principal
 from tests.contract.support import FIRST, SECOND, claimed, files_below, publish, purge_superseded
 from tests.contract.test_artifact_store_contract import another_machine, bucket, problems
-from tests.object_store import S3Server, keys, running
+from tests.object_store import keys
 from tests.support import stage_km
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with running() as server, server.credentials():
-        yield server
 
 
 @pytest.fixture

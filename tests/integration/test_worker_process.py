@@ -277,13 +277,6 @@ def handed_over(share: Path) -> int:
 
 class TestMachinesThatShareAStore:
     @pytest.fixture
-    def share(self, tmp_path: Path) -> Path:
-        """The directory that they mount."""
-        directory = tmp_path / "share"
-        directory.mkdir()
-        return directory
-
-    @pytest.fixture
     def settings(self, settings: RegistrySettings, share: Path) -> RegistrySettings:
         return settings.model_copy(update={"store_url": f"file://{share}"})
 

@@ -32,7 +32,7 @@ from server.engine.ray_rollout import found, roll_out
 from server.kms import adapter_of
 from tests.contract.engine_contract import until
 from tests.integration.on_ray.slow_engine import long_reply, slow_engine
-from tests.support import BASE_FINGERPRINT, away, stage_km, write_ke
+from tests.support import BASE_FINGERPRINT, away, trained, write_ke
 
 QUESTION = tuple(map(ord, "When does it open?"))
 
@@ -82,14 +82,7 @@ def owner(registry: Registry) -> Principal:
 
 @pytest.fixture(scope="module")
 def kms(registry: Registry, owner: Principal) -> list[KM]:
-    return [_trained(registry, owner, f"The harbour {number} opens at six.") for number in range(3)]
-
-
-def _trained(registry: Registry, owner: Principal, text: str) -> KM:
-    document, job, _ = registry.add_document(owner, "Harbour", text)
-    claimed = registry.claim(job.id)
-    assert claimed is not None
-    return registry.publish(job.id, claimed.attempt, stage_km(registry, document, claimed), {})
+    return [trained(registry, owner, f"The harbour {number} opens at six.") for number in range(3)]
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,9 @@ from km_registry.copies import Copies
 from km_registry.errors import ArtifactError, StoreUnavailableError
 from km_registry.registry import Registry
 from km_registry.types import KE, KM, Principal
-from tests.support import BASE_FINGERPRINT, away, stage_km, write_ke
+from tests.support import BASE_FINGERPRINT, away, trained, write_ke
 
 LARGE = 10**9
-
-
-@pytest.fixture
-def share(tmp_path: Path) -> Path:
-    (tmp_path / "share").mkdir()
-    return tmp_path / "share"
 
 
 @pytest.fixture
@@ -33,14 +27,7 @@ def settings(settings: RegistrySettings, share: Path) -> RegistrySettings:
 
 @pytest.fixture
 def kms(registry: Registry, owner: Principal) -> list[KM]:
-    return [_trained(registry, owner, f"The harbour {number} opens at six.") for number in range(3)]
-
-
-def _trained(registry: Registry, owner: Principal, text: str) -> KM:
-    document, job, _ = registry.add_document(owner, "Harbour", text)
-    claimed = registry.claim(job.id)
-    assert claimed is not None
-    return registry.publish(job.id, claimed.attempt, stage_km(registry, document, claimed), {})
+    return [trained(registry, owner, f"The harbour {number} opens at six.") for number in range(3)]
 
 
 @pytest.fixture

@@ -30,12 +30,6 @@ LARGE = 10**9
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    (tmp_path / "share").mkdir()
-    return tmp_path / "share"
-
-
-@pytest.fixture
 def settings(settings: ServerSettings, share: Path) -> ServerSettings:
     return settings.model_copy(update={"store_url": f"file://{share}", "engine": "ray"})
 

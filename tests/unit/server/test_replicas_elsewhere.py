@@ -60,12 +60,6 @@ class OneReplica(ScriptedEngine):
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    (tmp_path / "share").mkdir()
-    return tmp_path / "share"
-
-
-@pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "replicas"
 

@@ -19,14 +19,6 @@ from tests.unit.server.conftest import TEXT, Someone, error_of, train
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    """The directory that machines mount."""
-    directory = tmp_path / "share"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
 def settings(settings: ServerSettings, share: Path) -> ServerSettings:
     return settings.model_copy(update={"store_url": f"file://{share}"})
 

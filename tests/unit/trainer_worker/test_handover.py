@@ -24,14 +24,6 @@ from .trainings import Trainings, interrupted, play, written
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    """The directory that both machines mount."""
-    directory = tmp_path / "share"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
 def settings(settings: Any, share: Path) -> Any:
     return settings.model_copy(update={"store_url": f"file://{share}"})
 
